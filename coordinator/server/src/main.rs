@@ -1,0 +1,3 @@
+//! The coordination server.
+
+fn main() {}

@@ -1,0 +1,142 @@
+//! The class image: the compiled policy of one node.
+//!
+//! Recursive flow classification (Gupta & McKeown, SIGCOMM 1999). Userspace resolves ranges, wildcards and
+//! overlaps into *classes*; the kernel reads a handful of array words per packet, however many rules there are.
+//!
+//! ```text
+//! ingress: remote (source)  ──class──┐            egress: remote (destination) ──class──┐
+//!          local (destination)─class─┼─ row ─┐             local (source) ───────class──┼─ row ─┐
+//!          service (protocol, destination port)─ bit       service (protocol, destination port)─ bit
+//! ```
+//!
+//! The image is one `BPF_MAP_TYPE_ARRAY` of `u64` words ([`WORDS`] of them), mmapable, held in slot 0 of an
+//! array of maps. A program fetches slot 0 **once per packet**, so a packet sees one generation.
+//!
+//! All offsets and lengths below are in 64-bit words unless stated otherwise. `u32` cells are packed two to
+//! a word, the even index in the low half.
+
+/// Identifies an image that this version of the programs understands: "GWIMAGE" and the layout version.
+pub const MAGIC: u64 = 0x4757_494d_4147_4501;
+
+/// Size of every image. Constant, because inner maps whose size differs from the template's cannot have
+/// their lookups inlined (`BPF_F_INNER_MAP`, kernel 5.10).
+pub const WORDS: u32 = 512 * 1024;
+
+/// Word indices of the header.
+pub mod header {
+    /// [`super::MAGIC`]; anything else: drop.
+    pub const MAGIC: u32 = 0;
+    /// Policy generation (`u32`), never 0.
+    pub const GENERATION: u32 = 1;
+    /// Bit set of [`super::flags`].
+    pub const FLAGS: u32 = 2;
+    /// Which of the two network tries (0 or 1) belongs to this image.
+    pub const NET_SLOT: u32 = 3;
+    /// This node's overlay IPv4 address as a big-endian number (`u32::from_be_bytes`), 0 if it has none.
+    pub const OWN4: u32 = 4;
+    /// The overlay's IPv4 prefix: its /16 as `u32::from_be_bytes(addr) >> 16`.
+    pub const OVERLAY4: u32 = 5;
+    /// This node's overlay IPv6 address, upper 64 bits as a big-endian number, then the lower 64 bits.
+    pub const OWN6_HI: u32 = 6;
+    /// See [`OWN6_HI`].
+    pub const OWN6_LO: u32 = 7;
+    /// The overlay's IPv6 prefix of 112 bits: upper 64 bits as a big-endian number.
+    pub const OVERLAY6_HI: u32 = 8;
+    /// The overlay's IPv6 prefix of 112 bits: lower 64 bits shifted right by 16.
+    pub const OVERLAY6_LO: u32 = 9;
+    /// Inbound verdict matrix: offset of its first word.
+    pub const IN_BASE: u32 = 10;
+    /// Inbound verdict matrix: words per row.
+    pub const IN_STRIDE: u32 = 11;
+    /// Inbound: number of local classes; row = remote class * this + local class.
+    pub const IN_LOCALS: u32 = 12;
+    /// Outbound verdict matrix: offset of its first word.
+    pub const OUT_BASE: u32 = 13;
+    /// Outbound verdict matrix: words per row.
+    pub const OUT_STRIDE: u32 = 14;
+    /// Outbound: number of local classes; row = remote class * this + local class.
+    pub const OUT_LOCALS: u32 = 15;
+    /// First word after the used part of the image.
+    pub const USED: u32 = 16;
+    /// Words reserved for the header.
+    pub const WORDS: u32 = 64;
+}
+
+/// Bits of the header word [`header::FLAGS`].
+pub mod flags {
+    /// A packet that policy denies passes and is reported as [`crate::event::Action::WouldDrop`].
+    pub const SHADOW: u64 = 1 << 0;
+    /// The overlay has an IPv4 prefix; [`super::header::OWN4`] and [`super::header::OVERLAY4`] are valid.
+    pub const HAS_V4: u64 = 1 << 1;
+    /// The overlay has an IPv6 prefix; the IPv6 header words are valid.
+    pub const HAS_V6: u64 = 1 << 2;
+    /// The network tries hold at least one remote prefix (peers route subnets, or we use an exit node).
+    pub const REMOTE_NETS: u64 = 1 << 3;
+    /// The network tries hold at least one local prefix (this node routes subnets or is an exit node).
+    pub const LOCAL_NETS: u64 = 1 << 4;
+}
+
+/// Cells of the tables indexed by a 16-bit number.
+pub const INDEX16: u32 = 65_536;
+
+/// A `u32` cell: the class for the inbound matrix in the low half, for the outbound matrix in the high half.
+#[inline(always)]
+pub const fn pack(inbound: u16, outbound: u16) -> u32 {
+    inbound as u32 | (outbound as u32) << 16
+}
+
+/// Inbound class of a packed cell.
+#[inline(always)]
+pub const fn inbound(cell: u32) -> u32 {
+    cell & 0xffff
+}
+
+/// Outbound class of a packed cell.
+#[inline(always)]
+pub const fn outbound(cell: u32) -> u32 {
+    cell >> 16
+}
+
+/// Cell `index` of the table at word offset `table`: the word to read, and whether its upper half is meant.
+#[inline(always)]
+pub const fn cell(table: u32, index: u32) -> (u32, bool) {
+    (table + index / 2, index % 2 == 1)
+}
+
+/// Service classes of TCP by port; [`INDEX16`] packed cells.
+pub const TCP: u32 = header::WORDS;
+/// Service classes of UDP by port.
+pub const UDP: u32 = TCP + INDEX16 / 2;
+/// Service classes of SCTP by port.
+pub const SCTP: u32 = UDP + INDEX16 / 2;
+/// Service classes of all other protocols, by protocol number; 256 packed cells. ICMP and ICMPv6 are here.
+pub const PROTO: u32 = SCTP + INDEX16 / 2;
+/// Remote classes of overlay IPv4 addresses by the lowest 16 bits of the address. Class 0: unknown, denied.
+pub const REMOTE4: u32 = PROTO + 256 / 2;
+/// Remote classes of overlay IPv6 addresses by the lowest 16 bits of the address. Class 0: unknown, denied.
+pub const REMOTE6: u32 = REMOTE4 + INDEX16 / 2;
+/// The verdict matrices live from here to [`WORDS`].
+pub const MATRICES: u32 = REMOTE6 + INDEX16 / 2;
+
+/// Local class of this node's own overlay addresses.
+pub const LOCAL_SELF: u32 = 0;
+
+/// Key of the network tries (`BPF_MAP_TYPE_LPM_TRIE`): IPv4 prefixes are stored IPv4-mapped
+/// (`::ffff:0:0/96`), so `prefix_len` is 96 more than the IPv4 prefix length.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetKey {
+    /// Length of the prefix in bits, 0 to 128.
+    pub prefix_len: u32,
+    /// Address bytes in network order.
+    pub addr: [u8; 16],
+}
+
+/// Value of the network tries: a packed cell (see [`pack`]). In the remote tries remote classes, where 0
+/// denies; in the local tries local classes, where 0 is impossible ([`LOCAL_SELF`] has no prefix).
+pub type NetValue = u32;
+
+const _: () = {
+    assert!(size_of::<NetKey>() == 20 && align_of::<NetKey>() == 4);
+    assert!(MATRICES < WORDS);
+};

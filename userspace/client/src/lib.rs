@@ -1,0 +1,1 @@
+//! GhostWire's node daemon.

@@ -1,0 +1,1 @@
+//! The data plane of a node: eBPF programs and maps, WireGuard devices, links, addresses and routes.

@@ -1,0 +1,3 @@
+//! Set up, build, demonstrate, test, measure and package GhostWire.
+
+fn main() {}
