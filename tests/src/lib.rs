@@ -1,1 +1,19 @@
-//! The mesh as a whole.
+//! The mesh as a whole, on real parts: network namespaces, the real binaries, real packets.
+//!
+//! - [`netns`]: namespaces that exist as long as their guard.
+//! - [`process`]: programs under test, started inside a namespace, ended by pid.
+//! - [`lab`]: a bridge ("the internet") and hosts around it.
+//! - [`mesh`]: a coordinator and nodes on the hosts of a lab, driven through `gwctl` as a user would.
+//! - [`traffic`]: numbered UDP streams, TCP conversations and probes, whose losses are counted exactly.
+//! - [`wireguard`]: a bare WireGuard tunnel with the same backend, to compare with.
+//!
+//! The tests in `tests/` and the `ghostwire-demo` binary are written on top. Both run on the host (userspace
+//! WireGuard where the kernel has none) and inside virtual machines (kernel WireGuard).
+
+pub mod lab;
+pub mod mesh;
+pub mod netns;
+pub mod process;
+pub mod traffic;
+pub mod wait;
+pub mod wireguard;
