@@ -16,8 +16,12 @@ pub struct Config {
 
 impl Config {
     /// What a node runs with unless told otherwise.
-    pub const DEFAULT: Self =
-        Self { drop_events_per_second: 100, accept_sample: 0, states_per_second: 20_000, states_burst: 40_000 };
+    pub const DEFAULT: Self = Self {
+        drop_events_per_second: 100,
+        accept_sample: 0,
+        states_per_second: 20_000,
+        states_burst: 40_000,
+    };
 }
 
 const _: () = assert!(size_of::<Config>() == 16);

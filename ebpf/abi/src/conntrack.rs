@@ -5,7 +5,7 @@
 //! generation that last approved it: a packet that meets an older one has the flow judged again.
 
 /// An IPv4 connection, from this side: `local` is the originator.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnKey4 {
     /// Address on this side (this node, or a host of a subnet it routes).
@@ -23,7 +23,7 @@ pub struct ConnKey4 {
 }
 
 /// An IPv6 connection; fields as in [`ConnKey4`].
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "documented at ConnKey4")]
 pub struct ConnKey6 {
@@ -89,7 +89,7 @@ pub mod timeout {
 }
 
 /// Identifies the datagram that a fragment belongs to. IPv4 addresses are IPv4-mapped.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FragmentKey {
     /// Source address.

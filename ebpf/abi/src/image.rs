@@ -9,8 +9,10 @@
 //!          service (protocol, destination port)─ bit       service (protocol, destination port)─ bit
 //! ```
 //!
-//! The image is one `BPF_MAP_TYPE_ARRAY` of `u64` words ([`WORDS`] of them), mmapable, held in slot 0 of an
-//! array of maps. A program fetches slot 0 **once per packet**, so a packet sees one generation.
+//! The image is the **single element** of a mmapable `BPF_MAP_TYPE_ARRAY`, [`BYTES`] long and seen as [`WORDS`]
+//! `u64` words, held in slot 0 of an array of maps. A program looks it up **once per packet**, so a packet sees
+//! one generation; every further read is a plain load at a bounded offset. (One element per word would cost an
+//! inlined look-up of eight instructions for each read.)
 //!
 //! All offsets and lengths below are in 64-bit words unless stated otherwise. `u32` cells are packed two to
 //! a word, the even index in the low half.
@@ -18,9 +20,12 @@
 /// Identifies an image that this version of the programs understands: "GWIMAGE" and the layout version.
 pub const MAGIC: u64 = 0x4757_494d_4147_4501;
 
-/// Size of every image. Constant, because inner maps whose size differs from the template's cannot have
-/// their lookups inlined (`BPF_F_INNER_MAP`, kernel 5.10).
+/// Size of every image. Constant, because inner maps must equal the template. A power of two.
 pub const WORDS: u32 = 512 * 1024;
+
+/// [`WORDS`] in bytes: 4 MiB, the largest array element that every supported kernel accepts
+/// (`KMALLOC_MAX_SIZE` in `array_map_alloc_check`, kernel 6.1).
+pub const BYTES: u32 = WORDS * 8;
 
 /// Word indices of the header.
 pub mod header {
@@ -74,6 +79,10 @@ pub mod flags {
     pub const REMOTE_NETS: u64 = 1 << 3;
     /// The network tries hold at least one local prefix (this node routes subnets or is an exit node).
     pub const LOCAL_NETS: u64 = 1 << 4;
+    /// Report a sample of the accepted packets. Set by the loader from [`crate::config::Config::accept_sample`],
+    /// not by the compiler: it is here because the programs have this word at hand and a sample costs nothing
+    /// as long as it is off.
+    pub const SAMPLE_ACCEPTS: u64 = 1 << 5;
 }
 
 /// Cells of the tables indexed by a 16-bit number.
@@ -111,9 +120,10 @@ pub const UDP: u32 = TCP + INDEX16 / 2;
 pub const SCTP: u32 = UDP + INDEX16 / 2;
 /// Service classes of all other protocols, by protocol number; 256 packed cells. ICMP and ICMPv6 are here.
 pub const PROTO: u32 = SCTP + INDEX16 / 2;
-/// Remote classes of overlay IPv4 addresses by the lowest 16 bits of the address. Class 0: unknown, denied.
+/// Remote classes of overlay IPv4 addresses by the lowest 16 bits of the address. A cell of 0 (both classes):
+/// no such peer. Class 0 in one matrix only: a peer to which that direction allows nothing; its row is not read.
 pub const REMOTE4: u32 = PROTO + 256 / 2;
-/// Remote classes of overlay IPv6 addresses by the lowest 16 bits of the address. Class 0: unknown, denied.
+/// Remote classes of overlay IPv6 addresses by the lowest 16 bits of the address, as [`REMOTE4`].
 pub const REMOTE6: u32 = REMOTE4 + INDEX16 / 2;
 /// The verdict matrices live from here to [`WORDS`].
 pub const MATRICES: u32 = REMOTE6 + INDEX16 / 2;
@@ -139,4 +149,5 @@ pub type NetValue = u32;
 const _: () = {
     assert!(size_of::<NetKey>() == 20 && align_of::<NetKey>() == 4);
     assert!(MATRICES < WORDS);
+    assert!(WORDS.is_power_of_two());
 };
