@@ -51,7 +51,7 @@ fn three() -> Result<(Mesh, Vec<EchoServer>)> {
 fn logs(mesh: &Mesh) -> String {
     let nodes = mesh.nodes.iter().map(|node| (node.name(), node.log()));
     let all = std::iter::once(("coordinator", mesh.coordinator.log())).chain(nodes);
-    all.map(|(name, log)| format!("--- {name}\n{}\n", tail(&log, 30))).collect()
+    all.map(|(name, log)| format!("--- {name}\n{}", tail(&log, 30))).collect::<Vec<_>>().join("\n")
 }
 
 fn refused(node: &Node, at: std::net::SocketAddr) -> bool {
