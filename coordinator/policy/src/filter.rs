@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::service;
+
 /// What one node enforces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFilter {
@@ -52,7 +54,7 @@ pub struct PortRange {
 }
 
 /// A set of IANA protocol numbers, as 256 bits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProtocolSet(pub [u64; 4]);
 
 /// The part of the policy that a rule was written in.
@@ -89,4 +91,126 @@ pub struct Flow {
     pub protocol: u8,
     /// Destination port; 0 for protocols without ports.
     pub dst_port: u16,
+}
+
+/// What the reference evaluator says about a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// A rule admits it; the first one in the filter's order.
+    Allowed {
+        /// The rule.
+        origin: RuleOrigin,
+    },
+    /// No rule admits it.
+    Denied,
+}
+
+impl Verdict {
+    /// Whether the flow passes.
+    pub fn is_allowed(self) -> bool {
+        matches!(self, Self::Allowed { .. })
+    }
+}
+
+impl NodeFilter {
+    /// Whether a remote may open the flow to this side. Slow and obvious: the reference for everything faster.
+    pub fn inbound_verdict(&self, flow: &Flow) -> Verdict {
+        verdict(&self.inbound, flow)
+    }
+
+    /// Whether this side may open the flow to a remote.
+    pub fn outbound_verdict(&self, flow: &Flow) -> Verdict {
+        verdict(&self.outbound, flow)
+    }
+}
+
+fn verdict(rules: &[FilterRule], flow: &Flow) -> Verdict {
+    rules
+        .iter()
+        .find(|rule| rule.admits(flow))
+        .map_or(Verdict::Denied, |rule| Verdict::Allowed { origin: rule.origin })
+}
+
+impl FilterRule {
+    /// Whether this rule admits the flow.
+    pub fn admits(&self, flow: &Flow) -> bool {
+        flow.src.is_ipv4() == flow.dst.is_ipv4()
+            && self.src.contains(flow.src)
+            && self.dst.contains(flow.dst)
+            && self.admits_service(flow.protocol, flow.dst_port)
+    }
+
+    /// Whether this rule admits the protocol and port between its addresses. ICMP ignores ports; other
+    /// protocols without ports need a rule for all ports.
+    pub fn admits_service(&self, protocol: u8, port: u16) -> bool {
+        self.protocols.contains(protocol)
+            && match protocol {
+                service::TCP | service::UDP | service::SCTP => {
+                    self.ports.iter().any(|range| range.contains(port))
+                }
+                service::ICMP | service::ICMPV6 => true,
+                _ => self.ports.contains(&PortRange::ALL),
+            }
+    }
+}
+
+impl PortRange {
+    /// All ports.
+    pub const ALL: Self = Self { first: 0, last: u16::MAX };
+
+    /// Whether the port is in the range.
+    pub fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+}
+
+impl ProtocolSet {
+    /// What a rule without a protocol is about: TCP, UDP, ICMP, ICMPv6.
+    pub const DEFAULT: Self =
+        Self([1 << service::TCP | 1 << service::UDP | 1 << service::ICMP | 1 << service::ICMPV6, 0, 0, 0]);
+
+    /// These protocols.
+    pub fn of<I: IntoIterator<Item = u8>>(protocols: I) -> Self {
+        let mut set = Self::default();
+        for protocol in protocols {
+            set.insert(protocol);
+        }
+        set
+    }
+
+    /// Adds one.
+    pub fn insert(&mut self, protocol: u8) {
+        self.0[usize::from(protocol / 64)] |= 1 << (protocol % 64);
+    }
+
+    /// Whether the protocol is in the set.
+    pub fn contains(self, protocol: u8) -> bool {
+        self.0[usize::from(protocol / 64)] >> (protocol % 64) & 1 == 1
+    }
+
+    /// In ascending order.
+    pub fn iter(self) -> impl Iterator<Item = u8> {
+        (0..=u8::MAX).filter(move |&protocol| self.contains(protocol))
+    }
+}
+
+impl Section {
+    /// The field of the policy.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Acls => "acls",
+            Self::Grants => "grants",
+            Self::Default => "default",
+        }
+    }
+}
+
+impl std::fmt::Display for RuleOrigin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.section {
+            Section::Default => f.write_str("no rules in the policy: everything is allowed"),
+            section => write!(f, "{}[{}] (line {})", section.name(), self.index, self.line),
+        }
+    }
 }

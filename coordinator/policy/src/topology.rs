@@ -1,8 +1,14 @@
 //! The network that a policy is resolved against.
 
+mod json;
+
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub use json::{TopologyError, from_json};
+
+use crate::filter::AddrSet;
 
 /// Users, nodes and address ranges.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +47,10 @@ impl Default for Overlay {
         Self {
             v4: Ipv4Net::new_assert([100, 64, 0, 0].into(), 10),
             v4_excluded: vec![Ipv4Net::new_assert([100, 115, 92, 0].into(), 23)],
-            v6: Ipv6Net::new_assert("fd7a:115c:a1e0::".parse().unwrap_or(std::net::Ipv6Addr::UNSPECIFIED), 48),
+            v6: Ipv6Net::new_assert(
+                "fd7a:115c:a1e0::".parse().unwrap_or(std::net::Ipv6Addr::UNSPECIFIED),
+                48,
+            ),
         }
     }
 }
@@ -61,4 +70,24 @@ pub struct Node {
     pub advertised_routes: Vec<IpNet>,
     /// The advertised prefixes that were approved; `0.0.0.0/0` and `::/0` make an exit node.
     pub approved_routes: Vec<IpNet>,
+}
+
+impl Node {
+    /// Whether its tags own it, rather than its user.
+    pub fn is_tagged(&self) -> bool {
+        !self.tags.is_empty()
+    }
+
+    /// The user whose node it counts as: none for tagged nodes.
+    pub fn owner(&self) -> Option<&str> {
+        if self.is_tagged() { None } else { self.user.as_deref() }
+    }
+}
+
+impl Overlay {
+    /// All of the overlay's addresses.
+    pub fn addresses(&self) -> AddrSet {
+        let excluded = AddrSet::from_nets(self.v4_excluded.iter().copied().map(IpNet::V4));
+        AddrSet::from_nets([IpNet::V4(self.v4), IpNet::V6(self.v6)]).difference(&excluded)
+    }
 }
