@@ -1,0 +1,125 @@
+//! Calls of cargo: the one that runs xtask, in this workspace, and what its JSON messages tell.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::command::Step;
+use crate::workspace;
+
+/// `cargo SUBCOMMAND` in the workspace root.
+pub(crate) fn command(subcommand: &str) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.arg(subcommand).current_dir(workspace::root());
+    command
+}
+
+/// An executable that cargo built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Executable {
+    /// The package that it belongs to.
+    pub(crate) package: String,
+    /// The directory of that package's manifest; cargo runs tests there.
+    pub(crate) directory: PathBuf,
+    /// The target's name: a crate, a test file or a binary.
+    pub(crate) target: String,
+    /// Whether it is a test harness.
+    pub(crate) test: bool,
+    /// The file.
+    pub(crate) path: PathBuf,
+}
+
+/// Runs a cargo command that builds, and returns the executables it made or found fresh.
+pub(crate) fn build(label: &str, mut command: Command) -> Result<Vec<Executable>> {
+    command.arg("--message-format=json-render-diagnostics");
+    let messages = Step::new(label, command).remedy("mend what the compiler reports above").run()?;
+    executables(&messages)
+}
+
+/// Builds one binary and returns its path.
+pub(crate) fn build_binary(package: &str, name: &str, release: bool) -> Result<PathBuf> {
+    let mut build_command = command("build");
+    build_command.args(["--package", package, "--bin", name]);
+    if release {
+        build_command.arg("--release");
+    }
+    let built = build(&format!("build {name}"), build_command)?;
+    match built.into_iter().find(|executable| executable.target == name) {
+        Some(executable) => Ok(executable.path),
+        None => bail!("cargo built the package {package} but reported no executable named {name}"),
+    }
+}
+
+fn executables(messages: &str) -> Result<Vec<Executable>> {
+    let mut found = BTreeMap::new();
+    for line in messages.lines().filter(|line| line.starts_with('{')) {
+        let message: Value = serde_json::from_str(line).context("cargo printed a message that is no JSON")?;
+        if message["reason"] != "compiler-artifact" {
+            continue;
+        }
+        let (Some(path), Some(manifest), Some(target)) = (
+            message["executable"].as_str(),
+            message["manifest_path"].as_str(),
+            message["target"]["name"].as_str(),
+        ) else {
+            continue;
+        };
+        let directory = Path::new(manifest).parent().unwrap_or_else(|| Path::new(".")).to_path_buf();
+        let executable = Executable {
+            package: package_name(message["package_id"].as_str().unwrap_or_default()),
+            directory,
+            target: target.to_owned(),
+            test: message["profile"]["test"].as_bool().unwrap_or(false),
+            path: PathBuf::from(path),
+        };
+        found.insert((executable.package.clone(), executable.test, path.to_owned()), executable);
+    }
+    Ok(found.into_values().collect())
+}
+
+/// The name in a package id such as `path+file:///x/gwctl#0.1.0` or `path+file:///x/server#name@0.1.0`.
+fn package_name(id: &str) -> String {
+    let (source, fragment) = id.rsplit_once('#').unwrap_or(("", id));
+    match fragment.split_once('@') {
+        Some((name, _)) => name.to_owned(),
+        None => source.rsplit('/').next().unwrap_or(fragment).to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn package_ids_yield_names_in_both_spellings() {
+        assert_eq!(package_name("path+file:///x/userspace/gwctl#0.1.0"), "gwctl");
+        assert_eq!(
+            package_name("path+file:///x/coordinator/server#ghostwire-server@0.1.0"),
+            "ghostwire-server"
+        );
+    }
+
+    #[test]
+    fn only_executables_are_taken_from_the_messages() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","package_id":"path+file:///x/a#0.1.0","manifest_path":"/x/a/Cargo.toml","target":{"name":"a"},"profile":{"test":true},"executable":"/t/a-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","package_id":"path+file:///x/a#0.1.0","manifest_path":"/x/a/Cargo.toml","target":{"name":"a"},"profile":{"test":false},"executable":null}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+            "\n",
+        );
+        let expected = Executable {
+            package: "a".into(),
+            directory: "/x/a".into(),
+            target: "a".into(),
+            test: true,
+            path: "/t/a-1".into(),
+        };
+        assert_eq!(executables(messages).unwrap(), [expected]);
+    }
+}
