@@ -1,1 +1,4 @@
 //! The data plane of a node: eBPF programs and maps, WireGuard devices, links, addresses and routes.
+
+pub mod netlink;
+pub mod wireguard;
