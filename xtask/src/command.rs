@@ -125,6 +125,17 @@ fn follow(
     }
 }
 
+/// An error and what led to it, without the backtrace that `RUST_BACKTRACE` would add: the reader is
+/// someone whose machine lacks something, not someone who debugs xtask.
+pub(crate) fn explain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        text.push_str("\n  because: ");
+        text.push_str(&cause.to_string());
+    }
+    text
+}
+
 /// A command the way one would type it.
 pub(crate) fn describe(command: &Command) -> String {
     let environment = command.get_envs().filter_map(|(name, value)| {

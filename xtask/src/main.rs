@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Task::Dist(arguments) => dist::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("\nerror: {error:?}");
+        eprintln!("\nerror: {}", command::explain(&error));
         ExitCode::FAILURE
     })
 }

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 
 use self::summary::Summary;
 use crate::cargo::{self, Executable};
-use crate::command::Step;
+use crate::command::{Step, explain};
 use crate::progress::seconds;
 use crate::setup::{self, KernelName, Part};
 use crate::workspace;
@@ -82,7 +82,7 @@ fn check(name: &str, check: impl Fn() -> Result<()>) -> Stage {
     let outcome = match check() {
         Ok(()) => Outcome::Held,
         Err(error) => {
-            eprintln!("{error:?}");
+            eprintln!("{}", explain(&error));
             Outcome::Failed
         }
     };
@@ -94,7 +94,7 @@ fn tests(name: &str, run: impl Fn() -> Result<Summary>) -> Stage {
     let outcome = match run() {
         Ok(summary) => Outcome::Tests(summary),
         Err(error) => {
-            eprintln!("{error:?}");
+            eprintln!("{}", explain(&error));
             Outcome::Failed
         }
     };

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::command::{Step, describe};
+use crate::command::{Step, describe, explain};
 use crate::workspace;
 
 /// A package and how to see that it is there.
@@ -112,7 +112,7 @@ pub(super) fn install(names: &[&str]) -> Result<()> {
     // One unreachable repository that has nothing to do with us must not end this: if it mattered, the
     // installation itself fails and says so.
     if let Err(error) = Step::new("update the package lists", apt_get("update")).run() {
-        eprintln!("  not every package list could be updated:\n{error}");
+        eprintln!("  not every package list could be updated:\n{}", explain(&error));
     }
     Step::new(format!("install {} packages ({})", names.len(), names.join(" ")), install)
         .remedy(

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::packages;
 use super::suite::Suite;
+use crate::command::explain;
 use crate::progress::Progress;
 use crate::workspace;
 
@@ -99,7 +100,8 @@ pub(super) fn ensure() -> Result<Qemu> {
             Some(qemu) => {
                 drop(progress);
                 eprintln!(
-                    "{error:?}\n  using the installed QEMU {} with its slower, safe flags",
+                    "{}\n  using the installed QEMU {} with its slower, safe flags",
+                    explain(&error),
                     qemu.version
                 );
                 Ok(qemu)

@@ -11,6 +11,7 @@ use super::host::show_failure;
 use super::summary::Summary;
 use super::{Outcome, Stage};
 use crate::cargo::Executable;
+use crate::command::explain;
 use crate::progress::{Details, Progress, seconds};
 use crate::setup::{self, Kernel, KernelName, Machines};
 use crate::vm::{self, Content, Event, Job, Machine};
@@ -30,7 +31,10 @@ pub(super) fn run(names: &[KernelName], executables: &[Executable]) -> Result<Ve
     let machines = match setup::ensure_machines(names) {
         Ok(machines) => machines,
         Err(error) => {
-            eprintln!("\n*** NO VIRTUAL MACHINE CAN RUN: kernel WireGuard stays untested ***\n{error:?}");
+            eprintln!(
+                "\n*** NO VIRTUAL MACHINE CAN RUN: kernel WireGuard stays untested ***\n{}",
+                explain(&error)
+            );
             eprintln!("  what to do: mend the above, or leave the machines out with --quick");
             let failed = Stage {
                 name: "virtual machines".into(),
@@ -111,7 +115,7 @@ fn run_kernel(
         report.failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
     });
     if let Err(error) = report {
-        eprintln!("\n✗ {error:?}");
+        eprintln!("\n✗ {}", explain(&error));
         summary.fail(format!("{place}: the machine itself"));
     }
     board.set(kernel, &format!("finished: {summary}"));

@@ -266,7 +266,8 @@ fn modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
 /// The jobs as the shell text that init reads. Each has its own subshell.
 fn script(jobs: &[Job], mark: &str) -> String {
     let job = |(number, job): (usize, &Job)| {
-        let variables = job.environment.iter().map(|(name, value)| format!("{}={}", quote(name), quote(value)));
+        let variables =
+            job.environment.iter().map(|(name, value)| format!("{}={}", quote(name), quote(value)));
         let words: Vec<String> = variables.chain(job.command.iter().map(|word| quote(word))).collect();
         format!(
             "begin {number}\n(cd {} && exec env {}) </dev/null >/dev/ttyS1 2>&1\nend {number} $?\n",

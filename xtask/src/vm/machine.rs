@@ -15,7 +15,7 @@ use crate::progress::seconds;
 use crate::setup::{Kernel, Qemu};
 use crate::workspace;
 
-/// How many last lines of the kernel's console a failure shows.
+/// How many lines of the kernel's console a failure shows.
 const CONSOLE_LINES: usize = 40;
 /// How long the emulator may take to exit after the last job.
 const POWER_OFF: Duration = Duration::from_secs(30);
@@ -97,14 +97,22 @@ impl Machine<'_> {
         let text = fs::read(console).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-        let tail = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
-        let console = if tail.is_empty() {
+        let telling = telling_lines(&lines);
+        let console = if telling.is_empty() {
             "  its console stayed empty".to_owned()
         } else {
-            format!("  the end of its console:\n    {}", tail.join("\n    "))
+            format!("  from its console:\n    {}", telling.join("\n    "))
         };
         format!("the machine with kernel {} {reason} {place}\n{console}", self.kernel.release)
     }
+}
+
+/// The lines of a console that tell most: from the first sign of trouble on, or else the last ones.
+fn telling_lines<'a>(lines: &'a [&'a str]) -> &'a [&'a str] {
+    let trouble = ["Kernel panic", "BUG:", "Oops", "general protection", "RIP:"];
+    let first = lines.iter().position(|line| trouble.iter().any(|sign| line.contains(sign)));
+    let start = first.unwrap_or_else(|| lines.len().saturating_sub(CONSOLE_LINES));
+    &lines[start..lines.len().min(start + CONSOLE_LINES)]
 }
 
 /// A word that no job prints by accident.
@@ -190,7 +198,7 @@ struct Emulator {
 impl Emulator {
     fn start(qemu: &Qemu, kernel: &Kernel, image: &Path, image_size: u64, console: &Path) -> Result<Self> {
         // The image is in memory twice while the kernel unpacks it.
-        let megabytes = 768 + image_size / (1 << 20) * 5 / 2;
+        let megabytes = 1024 + image_size / (1 << 20) * 5 / 2;
         // A machine must not outlive the xtask that started it, however that ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(&qemu.program);
@@ -254,6 +262,16 @@ fn read_lines(output: impl Read, sender: &mpsc::Sender<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_is_shown_from_its_first_line() {
+        let calls = ["  call"; 90];
+        let lines = [&["booting", "[ 1.0] Kernel panic - not syncing"][..], &calls].concat();
+        assert_eq!(telling_lines(&lines)[0], "[ 1.0] Kernel panic - not syncing");
+        assert_eq!(telling_lines(&lines).len(), CONSOLE_LINES);
+        assert_eq!(telling_lines(&lines[2..]).len(), CONSOLE_LINES);
+        assert!(telling_lines(&[]).is_empty());
+    }
 
     #[test]
     fn marks_are_told_from_what_jobs_print() {
