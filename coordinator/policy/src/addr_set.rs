@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::filter::AddrSet;
 
 /// An address as a number.
-trait Bits: Copy + Ord {
+pub(crate) trait Bits: Copy + Ord {
     fn next(self) -> Option<Self>;
     fn previous(self) -> Option<Self>;
 }

@@ -25,6 +25,7 @@ pub mod alias;
 pub mod error;
 pub mod filter;
 pub mod hujson;
+pub mod image;
 pub mod policy;
 pub mod policy_tests;
 pub mod resolve;
