@@ -1,6 +1,6 @@
 //! What the programs tell userspace: counters by reason, and sampled events about single packets.
 
-/// Why a packet passed or was dropped. Index of the per-CPU counter arrays; every packet counts once.
+/// Why a packet passed or was dropped. Index of the per-CPU counters; every packet counts once.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -42,9 +42,45 @@ pub enum Reason {
 impl Reason {
     /// Number of counters.
     pub const COUNT: u32 = 16;
+
+    /// All reasons, by number.
+    pub const ALL: [Self; Self::COUNT as usize] = [
+        Self::Policy,
+        Self::Connection,
+        Self::Reply,
+        Self::IcmpError,
+        Self::Fragment,
+        Self::NoImage,
+        Self::Denied,
+        Self::UnknownRemote,
+        Self::NotLocal,
+        Self::Malformed,
+        Self::OrphanFragment,
+        Self::UnrelatedIcmpError,
+        Self::InvalidState,
+        Self::Unsupported,
+        Self::StateRateLimited,
+        Self::Shadow,
+    ];
+
+    /// The reason with a number.
+    pub fn from_index(index: u32) -> Option<Self> {
+        Self::ALL.get(index as usize).copied()
+    }
 }
 
-/// Direction as seen by this node. Counter arrays are indexed by `direction * Reason::COUNT + reason`.
+const _: () = {
+    let mut index = 0;
+    while index < Reason::COUNT as usize {
+        assert!(Reason::ALL[index] as usize == index);
+        index += 1;
+    }
+};
+
+/// All counters of one CPU, the value of the counter map: indexed by `direction * Reason::COUNT + reason`.
+pub type Counters = [Counter; 2 * Reason::COUNT as usize];
+
+/// Direction as seen by this node.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -74,6 +110,20 @@ pub struct Counter {
     pub packets: u64,
     /// Bytes from the IP header on.
     pub bytes: u64,
+}
+
+/// What one CPU remembers in order to limit its events.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limiter {
+    /// Monotonic nanoseconds at which the current second began.
+    pub window_ns: u64,
+    /// Events sent in it.
+    pub sent: u64,
+    /// Events suppressed since the last one sent.
+    pub suppressed: u64,
+    /// Accepted packets seen while accepted packets are sampled.
+    pub accepts: u64,
 }
 
 /// One packet, as told through the ring buffer. Userspace names the rule: it keeps the compiled policy of
@@ -121,5 +171,6 @@ pub struct Event {
 
 const _: () = {
     assert!(size_of::<Counter>() == 16);
+    assert!(size_of::<Limiter>() == 32);
     assert!(size_of::<Event>() == 80);
 };

@@ -1,0 +1,97 @@
+//! Later fragments carry no ports: they pass if the first fragment of their datagram was admitted, and are
+//! judged again by its ports when the policy has changed since.
+
+use aya_ebpf::bindings::BPF_ANY;
+use ghostwire_ebpf_abi::conntrack::{Fragment, FragmentKey, timeout};
+use ghostwire_ebpf_abi::event::{Direction, Reason};
+use ghostwire_packet::transport::tcp;
+use ghostwire_packet::{Fragmentation, Packet, Part, Transport};
+
+use crate::acl::{self, Judged};
+use crate::conntrack::{bytes, now};
+use crate::image::Image;
+use crate::verdict::Code;
+use crate::{limit, maps, nets};
+
+#[inline(always)]
+fn key<F: Judged>(direction: u32, packet: &Packet<F::Addr>) -> FragmentKey {
+    FragmentKey {
+        src: bytes(F::mapped(packet.src)),
+        dst: bytes(F::mapped(packet.dst)),
+        id_be: packet.fragmentation.id_be,
+        protocol: packet.fragmentation.protocol,
+        direction: direction as u8,
+        pad: [0; 2],
+    }
+}
+
+/// Remembers a first fragment that was admitted with `code`.
+#[inline(never)]
+pub fn first<F: Judged>(words: *const u64, direction: u32, packet: &Packet<F::Addr>, code: u64) -> u64 {
+    let now = now();
+    if !limit::take(&F::mapped(packet.src), now) {
+        return Code::drop(Reason::StateRateLimited);
+    }
+    let transport = &packet.transport;
+    // ICMP: what stands for the ports is the type and the identifier.
+    let src_port_be = if packet.protocol == F::ICMP {
+        u16::from(transport.icmp_type).to_be()
+    } else {
+        transport.src_port_be
+    };
+    let fragment = Fragment {
+        first_seen_ns: now,
+        generation: Image::at(words).generation(),
+        src_port_be,
+        dst_port_be: transport.dst_port_be,
+    };
+    // Without memory for the entry the later fragments are orphans, and the datagram is lost: closed.
+    let _full = maps::FRAGMENTS.insert(key::<F>(direction, packet), fragment, u64::from(BPF_ANY));
+    code
+}
+
+/// Judges a later fragment.
+#[inline(never)]
+pub fn later<F: Judged>(words: *const u64, direction: u32, packet: &Packet<F::Addr>, length: u32) -> u64 {
+    let orphan = Code::drop(Reason::OrphanFragment);
+    let image = Image::at(words);
+    let Some(entry) = maps::FRAGMENTS.get_ptr_mut(key::<F>(direction, packet)) else { return orphan };
+    // SAFETY: the map's value, copied at once.
+    let fragment = unsafe { *entry };
+    if now().saturating_sub(fragment.first_seen_ns) > timeout::FRAGMENT {
+        return orphan;
+    }
+    if fragment.generation == image.generation() {
+        return Code::pass(Reason::Fragment);
+    }
+    let direction =
+        if direction == Direction::Ingress as u32 { Direction::Ingress } else { Direction::Egress };
+    let (remote, local) = acl::roles(direction, packet.src, packet.dst);
+    let Some(ends) = nets::ends::<F>(image, remote, local) else { return orphan };
+    let whole = as_judged::<F>(packet, &fragment);
+    if !Code::passes(acl::flow::<F>(image, direction, &whole, ends, length)) {
+        return orphan;
+    }
+    // SAFETY: the map's value; all writers of this generation write the same.
+    unsafe { (*entry).generation = image.generation() };
+    Code::pass(Reason::Fragment)
+}
+
+/// The packet that the first fragment was judged as. A segment in the middle of a connection stands for TCP:
+/// it opens and closes nothing.
+#[inline(always)]
+fn as_judged<F: Judged>(packet: &Packet<F::Addr>, fragment: &Fragment) -> Packet<F::Addr> {
+    let mut transport = Transport {
+        src_port_be: fragment.src_port_be,
+        dst_port_be: fragment.dst_port_be,
+        tcp_flags: tcp::ACK,
+        ..Transport::NONE
+    };
+    if packet.protocol == F::ICMP {
+        transport.icmp_type = u16::from_be(fragment.src_port_be) as u8;
+        transport.icmp = F::icmp(transport.icmp_type);
+        transport.src_port_be = fragment.dst_port_be;
+    }
+    let fragmentation = Fragmentation { part: Part::Whole, ..packet.fragmentation };
+    Packet { transport, fragmentation, ..*packet }
+}

@@ -1,0 +1,182 @@
+//! The class image: bounded loads from the one map value that a packet looks at.
+
+use core::ptr;
+
+use ghostwire_ebpf_abi::image::{self, flags, header};
+use ghostwire_packet::{V4, V6, protocol};
+
+use crate::maps;
+
+/// The image in force when the packet arrived.
+#[derive(Clone, Copy)]
+pub struct Image {
+    words: *const u64,
+    /// Bit set of [`flags`].
+    pub flags: u64,
+}
+
+/// One of the two verdict matrices.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Matrix {
+    /// What may be opened to this node.
+    Inbound,
+    /// What this node may open.
+    Outbound,
+}
+
+/// The packed classes of the two ends of a flow.
+#[derive(Clone, Copy)]
+pub struct Ends {
+    /// Remote classes.
+    pub remote: u32,
+    /// Local classes.
+    pub local: u32,
+}
+
+impl Image {
+    /// Fetches it. `None`: there is none, or it has another layout.
+    #[inline(always)]
+    pub fn current() -> Option<Self> {
+        let words: *const u64 = maps::IMAGE.get(0)?.get_ptr(0)?.cast();
+        let image = Self { words, flags: 0 };
+        if image.word(header::MAGIC) != image::MAGIC {
+            return None;
+        }
+        Some(Self { words, flags: image.word(header::FLAGS) })
+    }
+
+    #[inline(always)]
+    fn word(self, index: u32) -> u64 {
+        // SAFETY: the index is below WORDS, and the element is that long: the verifier checks it.
+        unsafe { *self.words.add((index & (image::WORDS - 1)) as usize) }
+    }
+
+    /// A header word that holds a 32-bit number.
+    #[inline(always)]
+    fn short(self, index: u32) -> u32 {
+        self.word(index) as u32
+    }
+
+    /// Cell `index` of the table at word offset `table`.
+    #[inline(always)]
+    fn cell(self, table: u32, index: u16) -> u32 {
+        // SAFETY: all tables lie within the image, and a cell is half a word (little endian: even index first).
+        unsafe { *self.words.cast::<u32>().add(table as usize * 2 + index as usize) }
+    }
+
+    /// Generation of the policy.
+    #[inline(always)]
+    pub fn generation(self) -> u32 {
+        self.short(header::GENERATION)
+    }
+
+    /// Which network tries belong to this image.
+    #[inline(always)]
+    pub fn net_slot(self) -> u64 {
+        self.word(header::NET_SLOT)
+    }
+
+    /// Whether a flag is set.
+    #[inline(always)]
+    pub fn has(self, flag: u64) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Packed classes of a service. `port_be` counts for protocols with ports.
+    #[inline(always)]
+    pub fn service(self, protocol: u8, port_be: u16) -> u32 {
+        let table = match protocol {
+            protocol::TCP => image::TCP,
+            protocol::UDP => image::UDP,
+            protocol::SCTP => image::SCTP,
+            other => return self.cell(image::PROTO, u16::from(other)),
+        };
+        self.cell(table, u16::from_be(port_be))
+    }
+
+    /// Whether a matrix has the bit.
+    #[inline(always)]
+    pub fn allows(self, matrix: Matrix, ends: Ends, service: u32) -> bool {
+        let (base, stride, locals, class): (u32, u32, u32, fn(u32) -> u32) = match matrix {
+            Matrix::Inbound => (header::IN_BASE, header::IN_STRIDE, header::IN_LOCALS, image::inbound),
+            Matrix::Outbound => (header::OUT_BASE, header::OUT_STRIDE, header::OUT_LOCALS, image::outbound),
+        };
+        let (remote, local, service) = (class(ends.remote), class(ends.local), class(service));
+        if remote == 0 {
+            return false;
+        }
+        let row = remote.wrapping_mul(self.short(locals)).wrapping_add(local);
+        let index =
+            self.short(base).wrapping_add(row.wrapping_mul(self.short(stride))).wrapping_add(service >> 6);
+        index < image::WORDS && self.word(index) >> (service & 63) & 1 != 0
+    }
+}
+
+/// What an address means to an image.
+pub trait Addressed: ghostwire_packet::Family {
+    /// Whether the address is this node's own.
+    fn is_own(image: Image, addr: Self::Addr) -> bool;
+
+    /// Packed remote classes of an overlay address; `None`: the address is not in the overlay's dense range.
+    fn overlay(image: Image, addr: Self::Addr) -> Option<u32>;
+}
+
+impl Addressed for V4 {
+    #[inline(always)]
+    fn is_own(image: Image, addr: u32) -> bool {
+        u64::from(u32::from_be(addr)) == image.word(header::OWN4) && image.has(flags::HAS_V4)
+    }
+
+    #[inline(always)]
+    fn overlay(image: Image, addr: u32) -> Option<u32> {
+        let addr = u32::from_be(addr);
+        if u64::from(addr >> 16) != image.word(header::OVERLAY4) || !image.has(flags::HAS_V4) {
+            return None;
+        }
+        Some(image.cell(image::REMOTE4, addr as u16))
+    }
+}
+
+/// The upper and lower 64 bits as numbers.
+#[inline(always)]
+fn halves([a, b, c, d]: [u32; 4]) -> (u64, u64) {
+    let join = |high: u32, low: u32| u64::from(u32::from_be(high)) << 32 | u64::from(u32::from_be(low));
+    (join(a, b), join(c, d))
+}
+
+impl Addressed for V6 {
+    #[inline(always)]
+    fn is_own(image: Image, addr: [u32; 4]) -> bool {
+        let (high, low) = halves(addr);
+        high == image.word(header::OWN6_HI) && low == image.word(header::OWN6_LO) && image.has(flags::HAS_V6)
+    }
+
+    #[inline(always)]
+    fn overlay(image: Image, addr: [u32; 4]) -> Option<u32> {
+        let (high, low) = halves(addr);
+        if high != image.word(header::OVERLAY6_HI)
+            || low >> 16 != image.word(header::OVERLAY6_LO)
+            || !image.has(flags::HAS_V6)
+        {
+            return None;
+        }
+        Some(image.cell(image::REMOTE6, low as u16))
+    }
+}
+
+/// For handing the image to a function that is not inlined.
+impl Image {
+    /// Its address.
+    #[inline(always)]
+    pub fn address(self) -> *const u64 {
+        self.words
+    }
+
+    /// From [`Image::address`].
+    #[inline(always)]
+    pub fn at(words: *const u64) -> Self {
+        debug_assert!(!ptr::eq(words, ptr::null()));
+        let image = Self { words, flags: 0 };
+        Self { words, flags: image.word(header::FLAGS) }
+    }
+}

@@ -1,0 +1,201 @@
+//! Builds the eBPF programs from source and leaves the object where the crate embeds it.
+//!
+//! Two routes, because the BPF target's `core` comes in two forms: a rustup nightly with the `rust-src`
+//! component builds it (`-Zbuild-std=core`); Debian's `rustc-web` packages bring it prebuilt. Either way
+//! `bpf-linker` links, with BTF. Nothing is downloaded but the crates named in `ebpf/programs/Cargo.lock`.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const TARGET: &str = "bpfel-unknown-none";
+const OBJECT: &str = "ghostwire-ebpf";
+
+/// A compiler that can produce BPF.
+struct Toolchain {
+    cargo: PathBuf,
+    rustc: PathBuf,
+    build_std: bool,
+}
+
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: cannot build the eBPF programs: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), String> {
+    let crate_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let out_dir = PathBuf::from(variable("OUT_DIR")?);
+    let root = crate_dir.join("../..");
+    let programs = root.join("ebpf/programs");
+    watch(&root);
+
+    let toolchain = toolchain()?;
+    let linker = linker()?;
+    let target_dir = out_dir.join("ebpf");
+    let mut command = Command::new(&toolchain.cargo);
+    for (name, _) in env::vars_os() {
+        if is_from_the_outer_build(&name) {
+            command.env_remove(name);
+        }
+    }
+    command
+        .current_dir(&programs)
+        .args(["build", "--release", "--locked", "--quiet", "--target", TARGET, "--target-dir"])
+        .arg(&target_dir)
+        .env("RUSTC", &toolchain.rustc)
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &linker)
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", "-Clink-arg=--btf -Cdebuginfo=2");
+    if toolchain.build_std {
+        command.arg("-Zbuild-std=core");
+    } else {
+        // By name and not "1": that would make aya's build scripts ask for -Zbuild-std.
+        command.env("RUSTC_BOOTSTRAP", "aya_ebpf");
+    }
+    let output = command.output().map_err(|error| format!("{}: {error}", toolchain.cargo.display()))?;
+    if !output.status.success() {
+        return Err(format!(
+            "{command:?} failed ({}):\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        ));
+    }
+    let built = target_dir.join(TARGET).join("release").join(OBJECT);
+    let object = out_dir.join("ghostwire-ebpf.o");
+    fs::copy(&built, &object).map_err(|error| format!("copying {}: {error}", built.display()))?;
+    println!("cargo::rustc-env=GHOSTWIRE_EBPF_OBJECT={}", object.display());
+    Ok(())
+}
+
+fn variable(name: &str) -> Result<OsString, String> {
+    env::var_os(name).ok_or_else(|| format!("{name} is not set; this is to be run by cargo"))
+}
+
+/// Names everything that the object depends on. A folder is watched with all that is in it.
+fn watch(root: &Path) {
+    for path in [
+        "Cargo.toml",
+        "ebpf/programs/Cargo.toml",
+        "ebpf/programs/Cargo.lock",
+        "ebpf/programs/src",
+        "ebpf/abi/Cargo.toml",
+        "ebpf/abi/src",
+        "ebpf/packet/Cargo.toml",
+        "ebpf/packet/src",
+    ] {
+        println!("cargo::rerun-if-changed={}", root.join(path).display());
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    for name in ["GHOSTWIRE_BPF_LINKER", "GHOSTWIRE_CACHE"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+}
+
+/// Whether a variable tells of the build that runs this script: its flags, target and wrappers would be taken
+/// for the inner build's. Where crates come from (CARGO_HOME, registries, network settings) is kept.
+fn is_from_the_outer_build(name: &std::ffi::OsStr) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    const PREFIXES: [&str; 10] = [
+        "CARGO_BUILD_",
+        "CARGO_CFG_",
+        "CARGO_ENCODED_",
+        "CARGO_FEATURE_",
+        "CARGO_MANIFEST_",
+        "CARGO_PKG_",
+        "CARGO_PROFILE_",
+        "CARGO_TARGET_",
+        "RUSTC",
+        "RUSTDOC",
+    ];
+    const NAMES: [&str; 17] = [
+        "CARGO",
+        "CARGO_INCREMENTAL",
+        "CARGO_MAKEFLAGS",
+        "CARGO_PRIMARY_PACKAGE",
+        "CLIPPY_ARGS",
+        "CLIPPY_CONF_DIR",
+        "DEBUG",
+        "HOST",
+        "MAKEFLAGS",
+        "MFLAGS",
+        "NUM_JOBS",
+        "OPT_LEVEL",
+        "OUT_DIR",
+        "PROFILE",
+        "RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+        "TARGET",
+    ];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
+}
+
+fn toolchain() -> Result<Toolchain, String> {
+    if let Some(nightly) = nightly_with_source() {
+        return Ok(Toolchain {
+            cargo: nightly.join("bin/cargo"),
+            rustc: nightly.join("bin/rustc"),
+            build_std: true,
+        });
+    }
+    let (cargo, rustc) = (PathBuf::from("/usr/bin/cargo"), PathBuf::from("/usr/bin/rustc"));
+    if cargo.is_file() && rustc.is_file() && has_prebuilt_core(&rustc) {
+        return Ok(Toolchain { cargo, rustc, build_std: false });
+    }
+    Err("no compiler for BPF found: neither a rustup nightly with the rust-src component nor Debian's \
+         rustc-web with libstd-rust-web-dev-bpf. Run `cargo xtask setup`."
+        .to_owned())
+}
+
+/// A rustup toolchain that can build `core` itself.
+fn nightly_with_source() -> Option<PathBuf> {
+    let rustup = env::var_os("RUSTUP_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".rustup")))?;
+    let mut toolchains: Vec<PathBuf> = fs::read_dir(rustup.join("toolchains"))
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("nightly")))
+        .filter(|path| path.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file())
+        .filter(|path| path.join("bin/cargo").is_file())
+        .collect();
+    toolchains.sort();
+    toolchains.pop()
+}
+
+fn has_prebuilt_core(rustc: &Path) -> bool {
+    let Ok(output) = Command::new(rustc).args(["--print", "sysroot"]).env_remove("RUSTUP_TOOLCHAIN").output()
+    else {
+        return false;
+    };
+    let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir()
+}
+
+fn linker() -> Result<PathBuf, String> {
+    if let Some(path) = env::var_os("GHOSTWIRE_BPF_LINKER").map(PathBuf::from) {
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(format!("GHOSTWIRE_BPF_LINKER names {}, which is not a file", path.display()))
+        };
+    }
+    let cache = env::var_os("GHOSTWIRE_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/ghostwire")));
+    let cached = cache.map(|cache| cache.join("bpf-linker/bin/bpf-linker"));
+    let in_path = env::var_os("PATH")
+        .into_iter()
+        .flat_map(|path| env::split_paths(&path).map(|folder| folder.join("bpf-linker")).collect::<Vec<_>>());
+    cached
+        .into_iter()
+        .chain(in_path)
+        .find(|path| path.is_file())
+        .ok_or_else(|| "bpf-linker not found. Run `cargo xtask setup`.".to_owned())
+}

@@ -1,0 +1,121 @@
+//! What can go wrong with the programs and their maps.
+
+use std::io;
+use std::path::PathBuf;
+
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+
+/// An error of [`super::Acl`].
+#[derive(Debug, thiserror::Error)]
+pub enum AclError {
+    /// No BPF filesystem, and none could be mounted.
+    #[error(
+        "cannot mount a BPF filesystem at {path}: {source}; run as root, or mount it: mount -t bpf bpf {path}"
+    )]
+    Mount {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The pin folder is not on a BPF filesystem.
+    #[error("{path} is not on a BPF filesystem; choose a folder below /sys/fs/bpf")]
+    NotBpffs {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file operation on a pin or its folder failed.
+    #[error("cannot {action} {path}: {source}")]
+    Pin {
+        /// What was tried.
+        action: &'static str,
+        /// The pin or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The interface does not exist.
+    #[error("no network interface {interface}: {source}")]
+    NoInterface {
+        /// Its name.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused to load the programs.
+    #[error(
+        "the kernel refused the eBPF programs: {0}; they need Linux 6.1 with CONFIG_BPF_SYSCALL and root"
+    )]
+    Load(#[source] Box<aya::EbpfError>),
+    /// A program could not be loaded, attached or run.
+    #[error("eBPF program: {0}")]
+    Program(#[source] Box<ProgramError>),
+    /// A map operation failed.
+    #[error("eBPF map: {0}")]
+    Map(#[source] Box<MapError>),
+    /// A link could not be opened, replaced or pinned.
+    #[error("eBPF link on {interface}: {message}")]
+    Link {
+        /// The interface.
+        interface: String,
+        /// What failed and why.
+        message: String,
+    },
+    /// Netlink refused to change the clsact qdisc or a filter.
+    #[error("cannot {action} on {interface}: {source}")]
+    Qdisc {
+        /// What was tried.
+        action: &'static str,
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The embedded object lacks something; a fault of the build.
+    #[error("the embedded eBPF object has no {what}; rebuild ghostwire")]
+    Object {
+        /// Its name.
+        what: &'static str,
+    },
+    /// The image is not one that the programs understand. The old one stays in force.
+    #[error("refused a policy image: {0}; the policy in force stays")]
+    Image(String),
+    /// No image is installed, so there is nothing to patch.
+    #[error("no policy image is installed")]
+    NoImage,
+    /// More networks than the tries hold. The old image stays in force.
+    #[error("{count} networks do not fit into a table of {limit}; the policy in force stays")]
+    TooManyNets {
+        /// Networks in the image.
+        count: usize,
+        /// Size of a trie.
+        limit: usize,
+    },
+    /// A system call failed.
+    #[error("{call}: {source}")]
+    System {
+        /// Which.
+        call: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl From<aya::EbpfError> for AclError {
+    fn from(error: aya::EbpfError) -> Self {
+        Self::Load(Box::new(error))
+    }
+}
+
+impl From<ProgramError> for AclError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(Box::new(error))
+    }
+}
+
+impl From<MapError> for AclError {
+    fn from(error: MapError) -> Self {
+        Self::Map(Box::new(error))
+    }
+}

@@ -1,0 +1,216 @@
+//! Uploading the class image: a new inner map filled through mmap, then one slot swapped.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use aya::maps::{ArrayOfMaps, MapData, MapError};
+use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
+use ghostwire_ebpf_abi::image::{self, flags, header};
+use ipnet::IpNet;
+
+use super::kernel::Mapping;
+use super::{Acl, AclError, nets};
+
+/// Slot 0 holds the image in force.
+pub(super) type Images = ArrayOfMaps<MapData, MapData>;
+
+/// A compiled policy, ready for the kernel. The policy crate makes it; see [`ghostwire_ebpf_abi::image`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Image {
+    /// The used part of the image.
+    pub words: Vec<u64>,
+    /// Networks behind peers, with packed remote classes.
+    pub remote_nets: Vec<(IpNet, u32)>,
+    /// Networks that this node routes, with packed local classes.
+    pub local_nets: Vec<(IpNet, u32)>,
+}
+
+/// How long the steps of [`Acl::install`] took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InstallTimings {
+    /// Filling the tries of the slot that was not in use.
+    pub nets: Duration,
+    /// Creating and filling the new image.
+    pub build: Duration,
+    /// The swap, after which no packet sees the old image.
+    pub swap: Duration,
+}
+
+impl InstallTimings {
+    /// All steps.
+    pub fn total(&self) -> Duration {
+        self.nets + self.build + self.swap
+    }
+}
+
+/// A change of one cell of the image in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellPatch {
+    /// Word offset of the table, e.g. [`ghostwire_ebpf_abi::image::REMOTE4`].
+    pub table: u32,
+    /// Index in the table.
+    pub index: u32,
+    /// New packed cell.
+    pub cell: u32,
+}
+
+impl Acl {
+    /// Puts a policy in force. Until the swap the old one is; after it, no packet sees the old one. The loader
+    /// chooses the network slot and sets the flags about networks and sampling; everything else is taken as
+    /// it is. On an error the old policy stays.
+    pub fn install(&mut self, image: &Image) -> Result<InstallTimings, AclError> {
+        check(image)?;
+        let started = Instant::now();
+        let slot = match self.live() {
+            Ok(live) => 1 - (live.word(header::NET_SLOT) & 1),
+            Err(AclError::NoImage) => 0,
+            Err(error) => return Err(error),
+        };
+        nets::fill(&mut self.ebpf, slot, image)?;
+        let filled = Instant::now();
+        let sampling = self.config()?.accept_sample != 0;
+        let inner = build(image, slot, sampling)?;
+        let built = Instant::now();
+        self.images.set(0, &inner, 0)?;
+        Ok(InstallTimings { nets: filled - started, build: built - filled, swap: built.elapsed() })
+    }
+
+    /// Changes single cells of the image in force, each atomically: a peer joins or leaves an existing class.
+    pub fn patch_cells(&mut self, patches: &[CellPatch]) -> Result<(), AclError> {
+        let live = self.live()?;
+        for patch in patches {
+            if patch.table < header::WORDS || patch.table + patch.index / 2 >= image::MATRICES {
+                return Err(AclError::Image(format!("no cell {} in table {}", patch.index, patch.table)));
+            }
+        }
+        for patch in patches {
+            live.store_cell(patch.table * 2 + patch.index, patch.cell);
+        }
+        Ok(())
+    }
+
+    /// Generation of the policy in force; `None`: nothing is installed, and everything is dropped.
+    pub fn generation(&self) -> Result<Option<u32>, AclError> {
+        match self.live() {
+            Ok(live) => Ok(u32::try_from(live.word(header::GENERATION)).ok()),
+            Err(AclError::NoImage) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Switches shadow mode of the image in force. The next image brings its own flag.
+    pub fn set_shadow(&mut self, on: bool) -> Result<(), AclError> {
+        self.live()?.set_flag(flags::SHADOW, on);
+        Ok(())
+    }
+
+    /// Whether shadow mode is on.
+    pub fn shadow(&self) -> Result<bool, AclError> {
+        Ok(self.live()?.word(header::FLAGS) & flags::SHADOW != 0)
+    }
+
+    /// A copy of the image in force, without its networks.
+    pub fn image_words(&self) -> Result<Vec<u64>, AclError> {
+        let live = self.live()?;
+        let used = u32::try_from(live.word(header::USED)).unwrap_or(image::WORDS).min(image::WORDS);
+        Ok((0..used).map(|index| live.word(index)).collect())
+    }
+
+    fn live(&self) -> Result<Live, AclError> {
+        Live::open(&self.images)
+    }
+}
+
+/// Sets or clears the flag that accepted packets are sampled; without an image there is nothing to do.
+pub(super) fn set_sampling(images: &Images, on: bool) -> Result<(), AclError> {
+    match Live::open(images) {
+        Ok(live) => {
+            live.set_flag(flags::SAMPLE_ACCEPTS, on);
+            Ok(())
+        }
+        Err(AclError::NoImage) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn check(image: &Image) -> Result<(), AclError> {
+    let refuse = |why: &str| Err(AclError::Image(why.to_owned()));
+    let words = &image.words;
+    if words.len() > image::WORDS as usize {
+        return Err(AclError::Image(format!("{} words, at most {} fit", words.len(), image::WORDS)));
+    }
+    let word = |index: u32| words.get(index as usize).copied().unwrap_or(0);
+    if word(header::MAGIC) != image::MAGIC {
+        return refuse("its magic number is another version's");
+    }
+    if word(header::GENERATION) == 0 || word(header::GENERATION) > u64::from(u32::MAX) {
+        return refuse("its generation is not a number from 1 to 2^32 - 1");
+    }
+    for (base, stride, locals) in [
+        (header::IN_BASE, header::IN_STRIDE, header::IN_LOCALS),
+        (header::OUT_BASE, header::OUT_STRIDE, header::OUT_LOCALS),
+    ] {
+        let (base, stride, locals) = (word(base), word(stride), word(locals));
+        if base < u64::from(image::MATRICES) || base > u64::from(image::WORDS) || stride == 0 || locals == 0 {
+            return refuse("a verdict matrix lies outside its place");
+        }
+    }
+    Ok(())
+}
+
+fn build(image: &Image, slot: u64, sampling: bool) -> Result<MapData, AclError> {
+    let array = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    let shape = aya_obj::Map::new_from_params(array, 4, image::BYTES, 1, BPF_F_MMAPABLE);
+    let inner = MapData::create(shape, "gw_image", None)?;
+    let mapping = Mapping::new(inner.fd().as_fd(), image::BYTES as usize)?;
+    let loaders = flags::REMOTE_NETS | flags::LOCAL_NETS | flags::SAMPLE_ACCEPTS;
+    let set = |on: bool, flag: u64| if on { flag } else { 0 };
+    for (index, word) in (0..).zip(&image.words) {
+        let word = match index {
+            header::FLAGS => {
+                word & !loaders
+                    | set(!image.remote_nets.is_empty(), flags::REMOTE_NETS)
+                    | set(!image.local_nets.is_empty(), flags::LOCAL_NETS)
+                    | set(sampling, flags::SAMPLE_ACCEPTS)
+            }
+            header::NET_SLOT => slot,
+            _ => *word,
+        };
+        mapping.word(index).store(word, Ordering::Relaxed);
+    }
+    Ok(inner)
+}
+
+/// The image in force, mapped.
+struct Live {
+    mapping: Mapping,
+}
+
+impl Live {
+    fn open(images: &Images) -> Result<Self, AclError> {
+        let inner = match images.get(&0, 0) {
+            Ok(inner) => inner,
+            Err(MapError::KeyNotFound) => return Err(AclError::NoImage),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self { mapping: Mapping::new(inner.fd().as_fd(), image::BYTES as usize)? })
+    }
+
+    fn word(&self, index: u32) -> u64 {
+        self.mapping.word(index).load(Ordering::Relaxed)
+    }
+
+    fn store_cell(&self, index: u32, cell: u32) {
+        self.mapping.cell(index).store(cell, Ordering::Relaxed);
+    }
+
+    fn set_flag(&self, flag: u64, on: bool) {
+        let word = self.mapping.word(header::FLAGS);
+        if on {
+            word.fetch_or(flag, Ordering::Relaxed);
+        } else {
+            word.fetch_and(!flag, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! System calls that the eBPF library does not offer: a map in memory, and what a link is attached to.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use super::AclError;
+
+/// The value area of a mmapable array, in this process's memory.
+pub(super) struct Mapping {
+    start: NonNull<libc::c_void>,
+    bytes: usize,
+}
+
+impl Mapping {
+    /// Maps the first `bytes` of the values.
+    pub(super) fn new(map: BorrowedFd<'_>, bytes: usize) -> Result<Self, AclError> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: asks for a new mapping at an address of the kernel's choice.
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), bytes, protection, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+        match NonNull::new(start) {
+            Some(start) if start.as_ptr() != libc::MAP_FAILED => Ok(Self { start, bytes }),
+            _ => Err(AclError::System { call: "mmap of a map", source: io::Error::last_os_error() }),
+        }
+    }
+
+    /// Word `index`. Atomic, because programs read while we write.
+    pub(super) fn word(&self, index: u32) -> &AtomicU64 {
+        let index = index as usize;
+        assert!(index < self.bytes / 8, "word {index} of a mapping of {} bytes", self.bytes);
+        // SAFETY: within the mapping, which lives as long as self and is page-aligned.
+        unsafe { &*self.start.as_ptr().cast::<AtomicU64>().add(index) }
+    }
+
+    /// Half word `index`.
+    pub(super) fn cell(&self, index: u32) -> &AtomicU32 {
+        let index = index as usize;
+        assert!(index < self.bytes / 4, "cell {index} of a mapping of {} bytes", self.bytes);
+        // SAFETY: as above.
+        unsafe { &*self.start.as_ptr().cast::<AtomicU32>().add(index) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing that borrows from it is left. Failure would leak it.
+        unsafe { libc::munmap(self.start.as_ptr(), self.bytes) };
+    }
+}
+
+/// The start of `struct bpf_link_info` and its `tcx` arm (linux/bpf.h).
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    ifindex: u32,
+    attach_type: u32,
+    rest: [u64; 8],
+}
+
+/// `BPF_OBJ_GET_INFO_BY_FD` and the attributes that it takes.
+const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// `BPF_OBJ_GET` and the attributes that it takes.
+const OBJ_GET: libc::c_long = 7;
+
+#[repr(C)]
+struct PathAttr {
+    path: u64,
+    bpf_fd: u32,
+    flags: u32,
+}
+
+/// Opens whatever is pinned at a path.
+pub(super) fn open_pin(pin: &Path) -> Result<OwnedFd, AclError> {
+    let fail = |source| AclError::Pin { action: "open the pin", path: pin.to_owned(), source };
+    let path = CString::new(pin.as_os_str().as_bytes()).map_err(|error| fail(error.into()))?;
+    let mut attr = PathAttr { path: path.as_ptr().expose_provenance() as u64, bpf_fd: 0, flags: 0 };
+    // SAFETY: the path is a string that lives until after the call.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, ptr::from_mut(&mut attr), size_of::<PathAttr>()) };
+    match i32::try_from(fd) {
+        // SAFETY: a new descriptor, ours.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(fail(io::Error::last_os_error())),
+    }
+}
+
+/// Index of the interface that a tcx link is attached to; 0: the interface is gone.
+pub(super) fn tcx_link_interface(link: &OwnedFd) -> Result<u32, AclError> {
+    let mut info = LinkInfo::default();
+    let mut attr = InfoAttr {
+        bpf_fd: link.as_raw_fd().cast_unsigned(),
+        info_len: u32::try_from(size_of::<LinkInfo>()).unwrap_or(0),
+        info: ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    // SAFETY: the attributes name a buffer of the length that they say.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, OBJ_GET_INFO_BY_FD, ptr::from_mut(&mut attr), size_of::<InfoAttr>())
+    };
+    if result < 0 {
+        return Err(AclError::System { call: "bpf(OBJ_GET_INFO_BY_FD)", source: io::Error::last_os_error() });
+    }
+    Ok(info.ifindex)
+}
+
+/// Whether the running kernel is at least this version.
+pub(super) fn at_least(major: u32, minor: u32) -> bool {
+    let Ok(name) = nix::sys::utsname::uname() else { return false };
+    let release = name.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}

@@ -1,0 +1,188 @@
+//! Access control in the kernel: the two programs on the WireGuard device, and their maps.
+//!
+//! ```text
+//! open_or_create ── bpffs (mounted, folder) ─> layout (are the pins ours?) ─> object (load, reuse maps)
+//!                └─ attach (tcx link or clsact filter: new, or replaced atomically)
+//! install ───────── image (mmapped inner map, swap of one slot) + nets (tries of the other slot)
+//! counters, drops_by_remote, connections, events ── what the programs tell
+//! detach ────────── every trace removed
+//! ```
+//!
+//! Links and maps are pinned below `<bpf_dir>/<interface>/`, so that they outlive this process: a daemon that
+//! is killed leaves its policy in force, and the next one adopts it. Programs without an image drop
+//! everything; at no moment is the device open.
+
+mod attach;
+mod bpffs;
+mod connections;
+mod counters;
+mod error;
+mod events;
+mod image;
+mod kernel;
+mod layout;
+mod nets;
+mod object;
+mod qdisc;
+
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, ArrayOfMaps, Map, MapData};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult};
+use aya::{Ebpf, VerifierLogLevel};
+use ghostwire_ebpf_abi::config::Config;
+use ghostwire_ebpf_abi::event::Direction;
+
+pub use attach::{Attach, Attachment};
+pub use connections::Connection;
+pub use counters::Counters;
+pub use error::AclError;
+pub use events::{Event, Events};
+pub use image::{CellPatch, Image, InstallTimings};
+pub use object::OBJECT;
+
+/// How to load the programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How to attach them.
+    pub attach: Attach,
+    /// IPv4 connections that are remembered; the least recently used make room.
+    pub connections4: u32,
+    /// IPv6 connections that are remembered.
+    pub connections6: u32,
+    /// Bytes in front of the IP header. 0 but for `BPF_PROG_TEST_RUN`, which insists on an Ethernet header.
+    pub l3_offset: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { attach: Attach::Auto, connections4: 131_072, connections6: 65_536, l3_offset: 0 }
+    }
+}
+
+/// What [`Acl::open_or_create`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nothing: the programs are new and drop everything until an image is installed.
+    Created,
+    /// The maps of an earlier process, with image, connections and counters.
+    Adopted,
+    /// Maps that do not fit these programs, with the reason. They were replaced: everything is dropped until an
+    /// image is installed.
+    Replaced(String),
+}
+
+/// A value that crosses the kernel boundary.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Wire<T>(T);
+
+// SAFETY: used with the repr(C), padding-free types of ghostwire-ebpf-abi only, which have no invalid values
+// (enums cross as integers).
+unsafe impl<T: Copy + 'static> aya::Pod for Wire<T> {}
+
+/// The access control of one interface.
+pub struct Acl {
+    interface: String,
+    dir: PathBuf,
+    origin: Origin,
+    attachment: Attachment,
+    ebpf: Ebpf,
+    images: image::Images,
+    config: Array<MapData, Wire<Config>>,
+}
+
+impl std::fmt::Debug for Acl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Acl")
+            .field("interface", &self.interface)
+            .field("dir", &self.dir)
+            .field("origin", &self.origin)
+            .field("attachment", &self.attachment)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Acl {
+    /// Loads the programs and attaches them to an interface, or adopts what an earlier process left. Programs
+    /// already attached are replaced atomically.
+    pub fn open_or_create(interface: &str, bpf_dir: &Path, options: &Options) -> Result<Self, AclError> {
+        bpffs::ensure_mounted(bpf_dir)?;
+        let dir = bpffs::interface_dir(bpf_dir, interface)?;
+        let (mut ebpf, origin) = object::load(&dir, options)?;
+        let attachment = attach::attach(&mut ebpf, interface, &dir, options.attach)?;
+        let images = ArrayOfMaps::try_from(take(&mut ebpf, "IMAGE")?)?;
+        let config = Array::try_from(take(&mut ebpf, "CONFIG")?)?;
+        let mut acl = Self { interface: interface.to_owned(), dir, origin, attachment, ebpf, images, config };
+        if acl.origin != Origin::Adopted {
+            acl.set_config(&Config::DEFAULT)?;
+        }
+        tracing::debug!(interface, origin = ?acl.origin, attachment = ?acl.attachment, "access control is in place");
+        Ok(acl)
+    }
+
+    /// What was found.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// How the programs are attached.
+    pub fn attachment(&self) -> Attachment {
+        self.attachment
+    }
+
+    /// The knobs in force.
+    pub fn config(&self) -> Result<Config, AclError> {
+        Ok(self.config.get(&0, 0)?.0)
+    }
+
+    /// Changes the knobs.
+    pub fn set_config(&mut self, config: &Config) -> Result<(), AclError> {
+        self.config.set(0, Wire(*config), 0)?;
+        image::set_sampling(&self.images, config.accept_sample != 0)
+    }
+
+    /// Removes every trace of the programs from an interface: links, filters, pins, folders. Without them the
+    /// device passes everything: bring it down first.
+    pub fn detach(self) -> Result<(), AclError> {
+        let Self { interface, dir, .. } = self;
+        Self::remove_from(&interface, &dir)
+    }
+
+    /// [`Acl::detach`] for what another process left, without loading anything. Nothing there is no error.
+    pub fn remove(interface: &str, bpf_dir: &Path) -> Result<(), AclError> {
+        Self::remove_from(interface, &bpf_dir.join(bpffs::folder_name(interface)))
+    }
+
+    fn remove_from(interface: &str, dir: &Path) -> Result<(), AclError> {
+        attach::detach(interface, dir)?;
+        bpffs::remove(dir)
+    }
+
+    /// Runs a program on a packet (with an Ethernet header in front, see [`Options::l3_offset`]).
+    pub fn test_run(
+        &self,
+        direction: Direction,
+        options: TestRunOptions<'_>,
+    ) -> Result<TestRunResult, AclError> {
+        Ok(self.program(direction)?.test_run(options)?)
+    }
+
+    /// The program of a direction.
+    pub fn program(&self, direction: Direction) -> Result<&SchedClassifier, AclError> {
+        let name = object::program_name(direction);
+        let program = self.ebpf.program(name).ok_or(AclError::Object { what: name })?;
+        Ok(program.try_into()?)
+    }
+
+    fn map(&self, name: &'static str) -> Result<&Map, AclError> {
+        self.ebpf.map(name).ok_or(AclError::Object { what: name })
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, AclError> {
+    ebpf.take_map(name).ok_or(AclError::Object { what: name })
+}
+
+/// How much the verifier says when it refuses a program.
+const VERIFIER_LOG: VerifierLogLevel = VerifierLogLevel::DISABLE;
