@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         bail!("there is no benchmark {name:?}\n  what to do: choose one of {}", known.join(", "));
     }
     setup::ensure(&[Part::Build, Part::Network])?;
-    let program = cargo::build_binary("ghostwire-bench", name, true)?;
+    let [program] = cargo::build_binaries([("ghostwire-bench", name.as_str())], true)?;
     let status = std::process::Command::new(&program)
         .args(&arguments.arguments)
         .current_dir(workspace::root())

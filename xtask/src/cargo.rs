@@ -40,18 +40,27 @@ pub(crate) fn build(label: &str, mut command: Command) -> Result<Vec<Executable>
     executables(&messages)
 }
 
-/// Builds one binary and returns its path.
-pub(crate) fn build_binary(package: &str, name: &str, release: bool) -> Result<PathBuf> {
+/// Builds binaries, given as (package, name), and returns their paths in the same order.
+pub(crate) fn build_binaries<const N: usize>(
+    binaries: [(&str, &str); N],
+    release: bool,
+) -> Result<[PathBuf; N]> {
     let mut build_command = command("build");
-    build_command.args(["--package", package, "--bin", name]);
+    for (package, name) in binaries {
+        build_command.args(["--package", package, "--bin", name]);
+    }
     if release {
         build_command.arg("--release");
     }
-    let built = build(&format!("build {name}"), build_command)?;
-    match built.into_iter().find(|executable| executable.target == name) {
-        Some(executable) => Ok(executable.path),
-        None => bail!("cargo built the package {package} but reported no executable named {name}"),
+    let built = build(&format!("build {}", binaries.map(|(_, name)| name).join(", ")), build_command)?;
+    let mut paths = binaries.map(|_| PathBuf::new());
+    for (path, (package, name)) in paths.iter_mut().zip(binaries) {
+        match built.iter().find(|executable| executable.target == name) {
+            Some(executable) => path.clone_from(&executable.path),
+            None => bail!("cargo built the package {package} but reported no executable named {name}"),
+        }
     }
+    Ok(paths)
 }
 
 fn executables(messages: &str) -> Result<Vec<Executable>> {

@@ -24,7 +24,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             arguments.directory.display()
         )
     })?;
-    let program = cargo::build_binary("ghostwire-policy", "conformance", false)?;
+    let [program] = cargo::build_binaries([("ghostwire-policy", "conformance")], false)?;
     let status = std::process::Command::new(&program)
         .arg(directory)
         .status()

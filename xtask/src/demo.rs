@@ -13,10 +13,13 @@ use crate::setup::{self, KernelName, Part};
 use crate::vm::{self, Content, Event, Job, Machine, exit_code};
 use crate::workspace;
 
-/// The program that shows everything, and what it starts.
-const DEMO: (&str, &str) = ("ghostwire-tests", "ghostwire-demo");
-const BINARIES: [(&str, &str); 3] =
-    [("ghostwire-server", "ghostwire-server"), ("ghostwire-client", "ghostwire-client"), ("gwctl", "gwctl")];
+/// The program that shows everything (first), and what it starts.
+const BINARIES: [(&str, &str); 4] = [
+    ("ghostwire-tests", "ghostwire-demo"),
+    ("ghostwire-server", "ghostwire-server"),
+    ("ghostwire-client", "ghostwire-client"),
+    ("gwctl", "gwctl"),
+];
 const GUEST_DIRECTORY: &str = "/gw/bin";
 const TIMEOUT: Duration = Duration::from_mins(20);
 
@@ -24,8 +27,11 @@ const TIMEOUT: Duration = Duration::from_mins(20);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Leave the mesh running and print what to try
-    #[arg(long)]
+    #[arg(long, conflicts_with = "clean")]
     keep: bool,
+    /// Remove a mesh that `--keep` left running, and do nothing else
+    #[arg(long, conflicts_with = "kernel_wireguard")]
+    clean: bool,
     /// Use the kernel's WireGuard, in a virtual machine when this kernel has none
     #[arg(long)]
     kernel_wireguard: bool,
@@ -40,11 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         );
     }
     setup::ensure(&[Part::Build, Part::Network])?;
-    let binaries = BINARIES
-        .iter()
-        .map(|(package, name)| Ok((*name, cargo::build_binary(package, name, false)?)))
-        .collect::<Result<Vec<_>>>()?;
-    let demo = cargo::build_binary(DEMO.0, DEMO.1, false)?;
+    let binaries = cargo::build_binaries(BINARIES, false)?;
     if arguments.kernel_wireguard && !host_has_wireguard() {
         if arguments.keep {
             bail!(
@@ -52,15 +54,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
                    ends with the demo\n  what to do: leave out --keep or --kernel-wireguard"
             );
         }
-        return in_machine(&demo, &binaries);
+        return in_machine(&binaries);
     }
-    let mut command = Command::new(&demo);
+    let demo = &binaries[0];
+    let mut command = Command::new(demo);
     command.env("GHOSTWIRE_BIN_DIR", demo.parent().unwrap_or(Path::new(".")));
-    if arguments.keep {
-        command.arg("--keep");
-    }
-    if arguments.kernel_wireguard {
-        command.arg("--kernel-wireguard");
+    for (wanted, option) in [(arguments.keep, "--keep"), (arguments.clean, "--clean")] {
+        if wanted {
+            command.arg(option);
+        }
     }
     let status = command.status().with_context(|| format!("cannot start {}", demo.display()))?;
     Ok(exit_code(status.code()))
@@ -73,19 +75,18 @@ fn host_has_wireguard() -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
-fn in_machine(demo: &Path, binaries: &[(&str, PathBuf)]) -> Result<ExitCode> {
+fn in_machine(binaries: &[PathBuf; 4]) -> Result<ExitCode> {
     let machines = setup::ensure_machines(&[KernelName::Newest])?;
     let kernel = machines.kernels.first().context("setup returned no kernel")?;
-    let mut content =
-        vec![Content::Program { host: vm::stripped(demo)?, guest: format!("{GUEST_DIRECTORY}/{}", DEMO.1) }];
-    for (name, path) in binaries {
-        content
-            .push(Content::Program { host: vm::stripped(path)?, guest: format!("{GUEST_DIRECTORY}/{name}") });
+    let guest = |(_, name): (&str, &str)| format!("{GUEST_DIRECTORY}/{name}");
+    let mut content = Vec::new();
+    for (path, binary) in binaries.iter().zip(BINARIES) {
+        content.push(Content::Program { host: vm::stripped(path)?, guest: guest(binary) });
     }
-    let mut job = Job::command(&[format!("{GUEST_DIRECTORY}/{}", DEMO.1), "--kernel-wireguard".to_owned()]);
+    let mut job = Job::command(&[guest(BINARIES[0])]);
     job.environment = [
         ("GHOSTWIRE_BIN_DIR", GUEST_DIRECTORY.to_owned()),
-        ("GHOSTWIRE_TEST_SLOWDOWN", vm::SLOWDOWN.to_string()),
+        ("GHOSTWIRE_TEST_TIME_FACTOR", vm::TIME_FACTOR.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
