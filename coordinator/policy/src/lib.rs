@@ -22,7 +22,9 @@
 
 pub mod addr_set;
 pub mod alias;
+pub mod conformance;
 pub mod error;
+pub mod explain;
 pub mod filter;
 pub mod hujson;
 pub mod image;

@@ -1,6 +1,6 @@
 //! The network that a policy is resolved against.
 
-mod json;
+pub(crate) mod json;
 
 use std::net::IpAddr;
 

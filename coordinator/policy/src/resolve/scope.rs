@@ -5,7 +5,6 @@ use std::sync::{Arc, LazyLock};
 
 use ipnet::IpNet;
 
-use super::number;
 use crate::filter::AddrSet;
 use crate::topology::Topology;
 
@@ -164,10 +163,5 @@ impl Scopes {
             }
         };
         found.map(super::index)
-    }
-
-    /// Number of nodes.
-    pub(crate) fn len(&self) -> u32 {
-        number(self.scopes.len())
     }
 }
