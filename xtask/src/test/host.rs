@@ -40,9 +40,11 @@ fn run_one(test: &Executable) -> Result<Summary> {
     let path = workspace::scratch("test")?.join(format!("{}.log", name.replace(' ', "-")));
     let log = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     let errors = log.try_clone().with_context(|| format!("cannot write {} twice", path.display()))?;
-    // `timeout` puts the program into a process group of its own, so that what it started ends with it.
-    let mut command = Command::new("timeout");
-    command.args(["--kill-after=10", &TIMEOUT_SECONDS.to_string()]).arg(&test.path);
+    // `timeout` puts the program into a process group of its own, so that what it started ends with it; and
+    // it ends when xtask does, which a Ctrl-C would otherwise not achieve.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "--", "timeout", "--kill-after=10", &TIMEOUT_SECONDS.to_string()]);
+    command.arg(&test.path);
     command.current_dir(&test.directory);
     command.env("CARGO_MANIFEST_DIR", &test.directory).env("RUST_BACKTRACE", "1");
     command.env("GHOSTWIRE_BIN_DIR", workspace::target().join("debug"));
