@@ -3,9 +3,9 @@
 use aya_ebpf::bindings::__sk_buff;
 use ghostwire_ebpf_abi::event::{Direction, Reason};
 use ghostwire_packet::transport::tcp;
-use ghostwire_packet::{Error, Icmp, Packet, Part, Reader, Transport, V4, V6, protocol};
+use ghostwire_packet::{Error, Icmp, Packet, Part, Reader, V4, V6, protocol};
 
-use crate::conntrack::{self, Flow, Tracked};
+use crate::conntrack::{self, Tracked};
 use crate::image::{Addressed, Ends, Image, Matrix};
 use crate::skb::Skb;
 use crate::verdict::{self, Code};
@@ -15,7 +15,7 @@ use crate::{fragment, icmp_error, nets};
 pub trait Judged: Addressed + Tracked {}
 impl<F: Addressed + Tracked> Judged for F {}
 
-/// The addresses of a packet by role.
+/// Remote and local address of a packet.
 #[inline(always)]
 pub fn roles<A>(direction: Direction, src: A, dst: A) -> (A, A) {
     match direction {
@@ -33,29 +33,26 @@ pub fn run(context: *mut __sk_buff, direction: Direction) -> i32 {
         return verdict::conclude(context, None, direction, skb.length(), code);
     };
     let code = match ghostwire_packet::version(&skb) {
-        Ok(4) => judge::<V4>(&skb, image, direction),
-        Ok(6) => judge::<V6>(&skb, image, direction),
+        Ok(4) => judge_family::<V4>(&skb, image, direction),
+        Ok(6) => judge_family::<V6>(&skb, image, direction),
         Ok(_) => Code::drop(Reason::Unsupported),
         Err(_) => Code::drop(Reason::Malformed),
     };
     verdict::conclude(context, Some(image), direction, skb.length(), code)
 }
 
-/// The reason for a packet that cannot be parsed.
+/// Judges a packet of one family; the code tells of the packet too.
 #[inline(always)]
-pub const fn unparsable(error: Error) -> Reason {
-    match error {
-        Error::Malformed => Reason::Malformed,
-        Error::Unsupported => Reason::Unsupported,
+fn judge_family<F: Judged>(skb: &Skb, image: Image, direction: Direction) -> u64 {
+    match F::parse(skb) {
+        Ok(packet) => judge::<F>(skb, image, direction, packet) | Code::describe::<F>(&packet),
+        Err(Error::Malformed) => Code::drop(Reason::Malformed),
+        Err(Error::Unsupported) => Code::drop(Reason::Unsupported),
     }
 }
 
 #[inline(always)]
-fn judge<F: Judged>(skb: &Skb, image: Image, direction: Direction) -> u64 {
-    let packet = match F::parse(skb) {
-        Ok(packet) => packet,
-        Err(error) => return Code::drop(unparsable(error)),
-    };
+fn judge<F: Judged>(skb: &Skb, image: Image, direction: Direction, mut packet: Packet<F::Addr>) -> u64 {
     let (remote_addr, local_addr) = roles(direction, packet.src, packet.dst);
     let overlay = F::overlay(image, remote_addr);
     let own = F::is_own(image, local_addr);
@@ -64,107 +61,91 @@ fn judge<F: Judged>(skb: &Skb, image: Image, direction: Direction) -> u64 {
         return Code::drop(Reason::Unsupported);
     }
     if matches!(packet.transport.icmp, Icmp::Error) {
-        return icmp_error::judge::<F>(
-            skb.context(),
-            image.address(),
-            direction as u32,
-            packet.transport_offset,
-            &packet.dst,
-        );
+        let offset = packet.transport_offset;
+        return icmp_error::judge::<F>(skb.context(), image.address(), direction as u32, offset, &packet.dst);
     }
-    if matches!(packet.fragmentation.part, Part::Later) {
-        return fragment::later::<F>(image.address(), direction as u32, &packet, skb.length());
+    let later = matches!(packet.fragmentation.part, Part::Later);
+    if later {
+        match fragment::later::<F>(image.address(), direction as u32, &packet) {
+            code if Code::is_open(code) => fragment::recall::<F>(&mut packet, code),
+            settled => return settled,
+        }
     }
+    let code = match ends::<F>(image, overlay, own, remote_addr, local_addr) {
+        Ok(ends) => match direction {
+            Direction::Ingress => ingress::<F>(image, &packet, ends, skb.length()),
+            Direction::Egress => egress::<F>(image, &packet, ends, skb.length()),
+        },
+        Err(reason) => Code::drop(reason),
+    };
+    match packet.fragmentation.part {
+        Part::Whole => code,
+        Part::First if Code::passes(code) => {
+            fragment::first::<F>(image.address(), direction as u32, &packet, code)
+        }
+        Part::First => code,
+        Part::Later if Code::passes(code) => {
+            fragment::renew::<F>(image.address(), direction as u32, &packet)
+        }
+        Part::Later => Code::drop(Reason::OrphanFragment),
+    }
+}
+
+/// Classes of the two ends, of which the easy half is known.
+#[inline(always)]
+fn ends<F: Judged>(
+    image: Image,
+    overlay: Option<u32>,
+    own: bool,
+    remote_addr: F::Addr,
+    local_addr: F::Addr,
+) -> Result<Ends, Reason> {
     let remote = match overlay {
         Some(cell) => cell,
         None => nets::remote::<F>(image, remote_addr),
     };
     if remote == 0 {
-        return Code::drop(Reason::UnknownRemote);
+        return Err(Reason::UnknownRemote);
     }
-    let local = if own {
-        0
-    } else {
-        match nets::local::<F>(image, local_addr) {
-            0 => return Code::drop(Reason::NotLocal),
-            local => local,
-        }
-    };
-    let ends = Ends { remote, local };
-    let code = flow::<F>(image, direction, &packet, ends, skb.length());
-    if matches!(packet.fragmentation.part, Part::First) && Code::passes(code) {
-        return fragment::first::<F>(image.address(), direction as u32, &packet, code);
+    if own {
+        return Ok(Ends { remote, local: 0 });
     }
-    code
-}
-
-/// Judges by addresses, ports and flags: everything but ICMP errors and later fragments.
-#[inline(always)]
-pub fn flow<F: Judged>(
-    image: Image,
-    direction: Direction,
-    packet: &Packet<F::Addr>,
-    ends: Ends,
-    length: u32,
-) -> u64 {
-    match direction {
-        Direction::Ingress => ingress::<F>(image, packet, ends, length),
-        Direction::Egress => egress::<F>(image, packet, ends, length),
+    match nets::local::<F>(image, local_addr) {
+        0 => Err(Reason::NotLocal),
+        local => Ok(Ends { remote, local }),
     }
 }
 
 #[inline(always)]
 fn ingress<F: Judged>(image: Image, packet: &Packet<F::Addr>, ends: Ends, length: u32) -> u64 {
-    let Transport { src_port_be, dst_port_be, tcp_flags, icmp, .. } = packet.transport;
-    let service = image.service(packet.protocol, dst_port_be);
+    let service = image.service(packet.protocol, packet.transport.dst_port_be);
     if image.allows(Matrix::Inbound, ends, service) {
         return Code::pass(Reason::Policy);
     }
-    let echo = packet.protocol == F::ICMP;
-    if echo && !matches!(icmp, Icmp::EchoReply) {
+    if packet.protocol == F::ICMP && !matches!(packet.transport.icmp, Icmp::EchoReply) {
         return Code::drop(Reason::Denied);
     }
-    let flow = Flow {
-        local: packet.dst,
-        remote: packet.src,
-        local_port_be: dst_port_be,
-        remote_port_be: if echo { 0 } else { src_port_be },
-        protocol: packet.protocol,
-        tcp_flags,
-        length,
-        ends,
-    };
-    conntrack::inbound::<F>(image.address(), &flow)
+    conntrack::inbound::<F>(image.address(), packet, ends.pack(), length)
 }
 
 #[inline(always)]
 fn egress<F: Judged>(image: Image, packet: &Packet<F::Addr>, ends: Ends, length: u32) -> u64 {
-    let Transport { src_port_be, dst_port_be, tcp_flags, icmp, .. } = packet.transport;
+    let transport = &packet.transport;
     let is_icmp = packet.protocol == F::ICMP;
     // Whether the far side may open flows to the port that this packet comes from.
-    let reply = image.service(packet.protocol, src_port_be);
+    let reply = image.service(packet.protocol, transport.src_port_be);
     let reply_allowed = image.allows(Matrix::Inbound, ends, reply);
-    let service = image.service(packet.protocol, dst_port_be);
+    let service = image.service(packet.protocol, transport.dst_port_be);
     if image.allows(Matrix::Outbound, ends, service) {
         // The answer needs no state, or there is none to come.
-        if reply_allowed || (is_icmp && !matches!(icmp, Icmp::EchoRequest)) {
+        if reply_allowed || (is_icmp && !matches!(transport.icmp, Icmp::EchoRequest)) {
             return Code::pass(Reason::Policy);
         }
-        let flow = Flow {
-            local: packet.src,
-            remote: packet.dst,
-            local_port_be: src_port_be,
-            remote_port_be: if is_icmp { 0 } else { dst_port_be },
-            protocol: packet.protocol,
-            tcp_flags,
-            length,
-            ends,
-        };
-        return conntrack::outbound::<F>(image.address(), &flow);
+        return conntrack::outbound::<F>(image.address(), packet, length);
     }
     let answers = match packet.protocol {
-        protocol::TCP => tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN,
-        _ => !is_icmp || matches!(icmp, Icmp::EchoReply),
+        protocol::TCP => transport.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN,
+        _ => !is_icmp || matches!(transport.icmp, Icmp::EchoReply),
     };
     if reply_allowed && answers { Code::pass(Reason::Reply) } else { Code::drop(Reason::Denied) }
 }

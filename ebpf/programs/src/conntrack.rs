@@ -6,96 +6,77 @@
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use ghostwire_ebpf_abi::conntrack::{Conn, ConnKey4, ConnKey6, state, timeout};
-use ghostwire_ebpf_abi::event::Reason;
+use ghostwire_ebpf_abi::event::{Direction, Reason};
 use ghostwire_packet::transport::tcp;
-use ghostwire_packet::{Family, V4, V6, protocol};
+use ghostwire_packet::{Family, Packet, V4, V6, protocol};
 
 use crate::image::{Ends, Image, Matrix};
 use crate::verdict::Code;
-use crate::{limit, maps};
-
-/// A connection as seen from this side, and the packet that is about to use it.
-#[derive(Clone, Copy)]
-pub struct Flow<A> {
-    /// Address on this side.
-    pub local: A,
-    /// Address on the far side.
-    pub remote: A,
-    /// Port on this side, or the echo identifier. Network byte order.
-    pub local_port_be: u16,
-    /// Port on the far side. Network byte order.
-    pub remote_port_be: u16,
-    /// IANA protocol number.
-    pub protocol: u8,
-    /// TCP flags of the packet.
-    pub tcp_flags: u8,
-    /// Length of the packet.
-    pub length: u32,
-    /// Classes of the two ends.
-    pub ends: Ends,
-}
+use crate::{acl, limit, maps};
 
 /// A family's table.
 pub trait Tracked: Family {
+    /// Its key.
+    type Key;
+    /// The connection of a packet that comes from, or goes to, the side `local`.
+    fn key(packet: &Packet<Self::Addr>, direction: Direction) -> Self::Key;
     /// Looks a connection up.
-    fn find(flow: &Flow<Self::Addr>) -> Option<*mut Conn>;
+    fn find(key: &Self::Key) -> Option<*mut Conn>;
     /// Inserts or replaces a connection.
-    fn insert(flow: &Flow<Self::Addr>, conn: &Conn) -> Result<(), i32>;
+    fn insert(key: &Self::Key, conn: &Conn) -> Result<(), i32>;
 }
 
+/// Local and remote port of a connection; an echo has an identifier in the place of the local port.
 #[inline(always)]
-fn key4(flow: &Flow<u32>) -> ConnKey4 {
-    ConnKey4 {
-        local: flow.local.to_ne_bytes(),
-        remote: flow.remote.to_ne_bytes(),
-        local_port_be: flow.local_port_be,
-        remote_port_be: flow.remote_port_be,
-        protocol: flow.protocol,
-        pad: [0; 3],
-    }
+fn ports<F: Family>(packet: &Packet<F::Addr>, direction: Direction) -> (u16, u16) {
+    let transport = &packet.transport;
+    let (local, remote) = match direction {
+        Direction::Ingress => (transport.dst_port_be, transport.src_port_be),
+        Direction::Egress => (transport.src_port_be, transport.dst_port_be),
+    };
+    (local, if packet.protocol == F::ICMP { 0 } else { remote })
 }
 
-#[inline(always)]
-fn key6(flow: &Flow<[u32; 4]>) -> ConnKey6 {
-    ConnKey6 {
-        local: bytes(flow.local),
-        remote: bytes(flow.remote),
-        local_port_be: flow.local_port_be,
-        remote_port_be: flow.remote_port_be,
-        protocol: flow.protocol,
-        pad: [0; 3],
-    }
+macro_rules! tracked {
+    ($family:ident, $key:ident, $table:ident, $bytes:expr) => {
+        impl Tracked for $family {
+            type Key = $key;
+
+            #[inline(always)]
+            fn key(packet: &Packet<Self::Addr>, direction: Direction) -> $key {
+                let (remote, local) = acl::roles(direction, packet.src, packet.dst);
+                let (local_port_be, remote_port_be) = ports::<Self>(packet, direction);
+                $key {
+                    local: $bytes(local),
+                    remote: $bytes(remote),
+                    local_port_be,
+                    remote_port_be,
+                    protocol: packet.protocol,
+                    pad: [0; 3],
+                }
+            }
+
+            #[inline(always)]
+            fn find(key: &$key) -> Option<*mut Conn> {
+                maps::$table.get_ptr_mut(key)
+            }
+
+            #[inline(always)]
+            fn insert(key: &$key, conn: &Conn) -> Result<(), i32> {
+                maps::$table.insert(key, conn, u64::from(BPF_ANY))
+            }
+        }
+    };
 }
+
+tracked!(V4, ConnKey4, CONN4, u32::to_ne_bytes);
+tracked!(V6, ConnKey6, CONN6, bytes);
 
 /// An address in the form that the shared types have.
 #[inline(always)]
 pub fn bytes(addr: [u32; 4]) -> [u8; 16] {
     // SAFETY: both are sixteen bytes that may have any value.
     unsafe { core::mem::transmute(addr) }
-}
-
-impl Tracked for V4 {
-    #[inline(always)]
-    fn find(flow: &Flow<u32>) -> Option<*mut Conn> {
-        maps::CONN4.get_ptr_mut(key4(flow))
-    }
-
-    #[inline(always)]
-    fn insert(flow: &Flow<u32>, conn: &Conn) -> Result<(), i32> {
-        maps::CONN4.insert(key4(flow), conn, u64::from(BPF_ANY))
-    }
-}
-
-impl Tracked for V6 {
-    #[inline(always)]
-    fn find(flow: &Flow<[u32; 4]>) -> Option<*mut Conn> {
-        maps::CONN6.get_ptr_mut(key6(flow))
-    }
-
-    #[inline(always)]
-    fn insert(flow: &Flow<[u32; 4]>, conn: &Conn) -> Result<(), i32> {
-        maps::CONN6.insert(key6(flow), conn, u64::from(BPF_ANY))
-    }
 }
 
 /// Monotonic time that costs no clock read: it is as old as the last timer tick.
@@ -193,24 +174,25 @@ unsafe fn touch(conn: *mut Conn, conn_state: u32, now: u64, generation: u32, len
     }
 }
 
-/// Judges a packet from the far side that the inbound image denies. A code, because BPF functions return one
-/// register.
+/// Judges a packet from the far side that the inbound image denies.
 #[inline(never)]
-pub fn inbound<F: Tracked>(words: *const u64, flow: &Flow<F::Addr>) -> u64 {
+pub fn inbound<F: Tracked>(words: *const u64, packet: &Packet<F::Addr>, ends: u64, length: u32) -> u64 {
     let image = Image::at(words);
-    let Some(conn) = F::find(flow) else { return Code::drop(Reason::Denied) };
+    let key = F::key(packet, Direction::Ingress);
+    let Some(conn) = F::find(&key) else { return Code::drop(Reason::Denied) };
     let now = now();
-    // SAFETY: a value of the table; slots are recycled, so it is read once and each field by itself.
+    // SAFETY: a value of the table; slots are recycled, so each field is read once.
     let (last_seen, conn_state) = unsafe { ((*conn).last_seen_ns, (*conn).state) };
-    if now.saturating_sub(last_seen) > lifetime(flow.protocol, conn_state, F::ICMP) {
+    if now.saturating_sub(last_seen) > lifetime(packet.protocol, conn_state, F::ICMP) {
         return Code::drop(Reason::Denied);
     }
-    let service = image.service(flow.protocol, flow.remote_port_be);
-    if !image.allows(Matrix::Outbound, flow.ends, service) {
+    let (_, remote_port_be) = ports::<F>(packet, Direction::Ingress);
+    let service = image.service(packet.protocol, remote_port_be);
+    if !image.allows(Matrix::Outbound, Ends::unpack(ends), service) {
         return Code::drop(Reason::Denied);
     }
-    let next = if flow.protocol == protocol::TCP {
-        match after_inbound(conn_state, flow.tcp_flags) {
+    let next = if packet.protocol == protocol::TCP {
+        match after_inbound(conn_state, packet.transport.tcp_flags) {
             Some(next) => next,
             None => return Code::drop(Reason::InvalidState),
         }
@@ -218,41 +200,35 @@ pub fn inbound<F: Tracked>(words: *const u64, flow: &Flow<F::Addr>) -> u64 {
         conn_state
     };
     // SAFETY: a value of the table.
-    unsafe { touch(conn, next, now, image.generation(), flow.length) };
+    unsafe { touch(conn, next, now, image.generation(), length) };
     Code::pass(Reason::Connection)
 }
 
 /// Remembers a flow that the outbound image allows and whose answer the inbound image would deny.
 #[inline(never)]
-pub fn outbound<F: Tracked>(words: *const u64, flow: &Flow<F::Addr>) -> u64 {
-    let image = Image::at(words);
+pub fn outbound<F: Tracked>(words: *const u64, packet: &Packet<F::Addr>, length: u32) -> u64 {
+    let generation = Image::at(words).generation();
+    let key = F::key(packet, Direction::Egress);
     let now = now();
-    if let Some(conn) = F::find(flow) {
+    let flags = packet.transport.tcp_flags;
+    if let Some(conn) = F::find(&key) {
         // SAFETY: as in `inbound`.
         let (last_seen, conn_state) = unsafe { ((*conn).last_seen_ns, (*conn).state) };
-        if now.saturating_sub(last_seen) <= lifetime(flow.protocol, conn_state, F::ICMP) {
-            let next = if flow.protocol == protocol::TCP {
-                after_outbound(conn_state, flow.tcp_flags)
-            } else {
-                conn_state
-            };
+        if now.saturating_sub(last_seen) <= lifetime(packet.protocol, conn_state, F::ICMP) {
+            let is_tcp = packet.protocol == protocol::TCP;
+            let next = if is_tcp { after_outbound(conn_state, flags) } else { conn_state };
             // SAFETY: a value of the table.
-            unsafe { touch(conn, next, now, image.generation(), flow.length) };
+            unsafe { touch(conn, next, now, generation, length) };
             return Code::pass(Reason::Policy);
         }
     }
-    let Some(conn_state) = initial(flow.protocol, flow.tcp_flags) else { return Code::pass(Reason::Policy) };
-    if !limit::take(&F::mapped(flow.local), now) {
+    let Some(conn_state) = initial(packet.protocol, flags) else { return Code::pass(Reason::Policy) };
+    if !limit::take(&F::mapped(packet.src), now) {
         return Code::drop(Reason::StateRateLimited);
     }
-    let conn = Conn {
-        last_seen_ns: now,
-        generation: image.generation(),
-        state: conn_state,
-        packets: 1,
-        bytes: u64::from(flow.length),
-    };
+    let conn =
+        Conn { last_seen_ns: now, generation, state: conn_state, packets: 1, bytes: u64::from(length) };
     // Without memory for the entry the packet passes, because policy allows it; its answer will not.
-    let _full = F::insert(flow, &conn);
+    let _full = F::insert(&key, &conn);
     Code::pass(Reason::Policy)
 }

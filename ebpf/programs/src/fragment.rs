@@ -3,15 +3,15 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use ghostwire_ebpf_abi::conntrack::{Fragment, FragmentKey, timeout};
-use ghostwire_ebpf_abi::event::{Direction, Reason};
+use ghostwire_ebpf_abi::event::Reason;
 use ghostwire_packet::transport::tcp;
-use ghostwire_packet::{Fragmentation, Packet, Part, Transport};
+use ghostwire_packet::{Packet, Transport};
 
-use crate::acl::{self, Judged};
+use crate::acl::Judged;
 use crate::conntrack::{bytes, now};
 use crate::image::Image;
 use crate::verdict::Code;
-use crate::{limit, maps, nets};
+use crate::{limit, maps};
 
 #[inline(always)]
 fn key<F: Judged>(direction: u32, packet: &Packet<F::Addr>) -> FragmentKey {
@@ -50,48 +50,42 @@ pub fn first<F: Judged>(words: *const u64, direction: u32, packet: &Packet<F::Ad
     code
 }
 
-/// Judges a later fragment.
+/// Judges a later fragment. The code is open if the policy has changed: then it carries the ports, for
+/// [`recall`].
 #[inline(never)]
-pub fn later<F: Judged>(words: *const u64, direction: u32, packet: &Packet<F::Addr>, length: u32) -> u64 {
+pub fn later<F: Judged>(words: *const u64, direction: u32, packet: &Packet<F::Addr>) -> u64 {
     let orphan = Code::drop(Reason::OrphanFragment);
-    let image = Image::at(words);
     let Some(entry) = maps::FRAGMENTS.get_ptr_mut(key::<F>(direction, packet)) else { return orphan };
     // SAFETY: the map's value, copied at once.
     let fragment = unsafe { *entry };
     if now().saturating_sub(fragment.first_seen_ns) > timeout::FRAGMENT {
         return orphan;
     }
-    if fragment.generation == image.generation() {
+    if fragment.generation == Image::at(words).generation() {
         return Code::pass(Reason::Fragment);
     }
-    let direction =
-        if direction == Direction::Ingress as u32 { Direction::Ingress } else { Direction::Egress };
-    let (remote, local) = acl::roles(direction, packet.src, packet.dst);
-    let Some(ends) = nets::ends::<F>(image, remote, local) else { return orphan };
-    let whole = as_judged::<F>(packet, &fragment);
-    if !Code::passes(acl::flow::<F>(image, direction, &whole, ends, length)) {
-        return orphan;
-    }
-    // SAFETY: the map's value; all writers of this generation write the same.
-    unsafe { (*entry).generation = image.generation() };
-    Code::pass(Reason::Fragment)
+    Code::open(fragment.src_port_be, fragment.dst_port_be)
 }
 
-/// The packet that the first fragment was judged as. A segment in the middle of a connection stands for TCP:
-/// it opens and closes nothing.
+/// Gives a later fragment the transport header that the first was judged by. A segment in the middle of a
+/// connection stands for TCP: it opens and closes nothing.
 #[inline(always)]
-fn as_judged<F: Judged>(packet: &Packet<F::Addr>, fragment: &Fragment) -> Packet<F::Addr> {
-    let mut transport = Transport {
-        src_port_be: fragment.src_port_be,
-        dst_port_be: fragment.dst_port_be,
-        tcp_flags: tcp::ACK,
-        ..Transport::NONE
-    };
+pub fn recall<F: Judged>(packet: &mut Packet<F::Addr>, open: u64) {
+    let (src_port_be, dst_port_be) = Code::ports(open);
+    packet.transport = Transport { src_port_be, dst_port_be, tcp_flags: tcp::ACK, ..Transport::NONE };
     if packet.protocol == F::ICMP {
-        transport.icmp_type = u16::from_be(fragment.src_port_be) as u8;
-        transport.icmp = F::icmp(transport.icmp_type);
-        transport.src_port_be = fragment.dst_port_be;
+        packet.transport.icmp_type = u16::from_be(src_port_be) as u8;
+        packet.transport.icmp = F::icmp(packet.transport.icmp_type);
+        packet.transport.src_port_be = dst_port_be;
     }
-    let fragmentation = Fragmentation { part: Part::Whole, ..packet.fragmentation };
-    Packet { transport, fragmentation, ..*packet }
+}
+
+/// Approves a datagram's fragments under the present policy.
+#[inline(never)]
+pub fn renew<F: Judged>(words: *const u64, direction: u32, packet: &Packet<F::Addr>) -> u64 {
+    if let Some(entry) = maps::FRAGMENTS.get_ptr_mut(key::<F>(direction, packet)) {
+        // SAFETY: the map's value; all writers of this generation write the same.
+        unsafe { (*entry).generation = Image::at(words).generation() };
+    }
+    Code::pass(Reason::Fragment)
 }

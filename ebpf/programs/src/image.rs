@@ -1,7 +1,5 @@
 //! The class image: bounded loads from the one map value that a packet looks at.
 
-use core::ptr;
-
 use ghostwire_ebpf_abi::image::{self, flags, header};
 use ghostwire_packet::{V4, V6, protocol};
 
@@ -24,6 +22,17 @@ pub enum Matrix {
     Outbound,
 }
 
+impl Matrix {
+    /// Its class of a packed cell. (Not a function in a variable: BPF has no indirect calls.)
+    #[inline(always)]
+    pub fn class(self, cell: u32) -> u32 {
+        match self {
+            Self::Inbound => image::inbound(cell),
+            Self::Outbound => image::outbound(cell),
+        }
+    }
+}
+
 /// The packed classes of the two ends of a flow.
 #[derive(Clone, Copy)]
 pub struct Ends {
@@ -31,6 +40,20 @@ pub struct Ends {
     pub remote: u32,
     /// Local classes.
     pub local: u32,
+}
+
+impl Ends {
+    /// In one register.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        self.remote as u64 | (self.local as u64) << 32
+    }
+
+    /// From [`Ends::pack`].
+    #[inline(always)]
+    pub const fn unpack(packed: u64) -> Self {
+        Self { remote: packed as u32, local: (packed >> 32) as u32 }
+    }
 }
 
 impl Image {
@@ -97,11 +120,12 @@ impl Image {
     /// Whether a matrix has the bit.
     #[inline(always)]
     pub fn allows(self, matrix: Matrix, ends: Ends, service: u32) -> bool {
-        let (base, stride, locals, class): (u32, u32, u32, fn(u32) -> u32) = match matrix {
-            Matrix::Inbound => (header::IN_BASE, header::IN_STRIDE, header::IN_LOCALS, image::inbound),
-            Matrix::Outbound => (header::OUT_BASE, header::OUT_STRIDE, header::OUT_LOCALS, image::outbound),
+        let (base, stride, locals) = match matrix {
+            Matrix::Inbound => (header::IN_BASE, header::IN_STRIDE, header::IN_LOCALS),
+            Matrix::Outbound => (header::OUT_BASE, header::OUT_STRIDE, header::OUT_LOCALS),
         };
-        let (remote, local, service) = (class(ends.remote), class(ends.local), class(service));
+        let (remote, local, service) =
+            (matrix.class(ends.remote), matrix.class(ends.local), matrix.class(service));
         if remote == 0 {
             return false;
         }
@@ -175,7 +199,6 @@ impl Image {
     /// From [`Image::address`].
     #[inline(always)]
     pub fn at(words: *const u64) -> Self {
-        debug_assert!(!ptr::eq(words, ptr::null()));
         let image = Self { words, flags: 0 };
         Self { words, flags: image.word(header::FLAGS) }
     }

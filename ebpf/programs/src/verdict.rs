@@ -3,16 +3,22 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use ghostwire_ebpf_abi::event::{Action, Direction, Reason};
 use ghostwire_ebpf_abi::image::flags;
+use ghostwire_packet::{Family, Packet};
 
 use crate::image::Image;
 use crate::{event, maps};
 
 /// A judgement: passed with a reason, or dropped with one. A number, because a BPF function that is not inlined
 /// returns one register.
+///
+/// Bits 0 to 7 are the reason, bit 8 is set if the packet passes. The rest tells of the packet what an event
+/// will say: protocol (16), TCP flags (24), source port (32) and destination port (48), the ports in network byte
+/// order.
 pub enum Code {}
 
 impl Code {
     const PASS: u64 = 1 << 8;
+    const OPEN: u64 = 1 << 9;
 
     /// Passed.
     #[inline(always)]
@@ -26,16 +32,58 @@ impl Code {
         reason as u64
     }
 
+    /// Not decided: to be judged by these ports.
+    #[inline(always)]
+    pub const fn open(src_port_be: u16, dst_port_be: u16) -> u64 {
+        Self::OPEN | Self::with_ports(src_port_be, dst_port_be)
+    }
+
     /// Whether it passed.
     #[inline(always)]
     pub const fn passes(code: u64) -> bool {
         code & Self::PASS != 0
     }
 
+    /// Whether it is not decided.
+    #[inline(always)]
+    pub const fn is_open(code: u64) -> bool {
+        code & Self::OPEN != 0
+    }
+
     /// Number of the reason.
     #[inline(always)]
     pub const fn reason(code: u64) -> u32 {
         code as u32 & (Reason::COUNT - 1)
+    }
+
+    /// What to add to a code so that it tells of the packet.
+    #[inline(always)]
+    pub fn describe<F: Family>(packet: &Packet<F::Addr>) -> u64 {
+        let transport = &packet.transport;
+        let (src_port_be, dst_port_be) = if packet.protocol == F::ICMP {
+            (u16::from(transport.icmp_type).to_be(), u16::from(transport.icmp_code).to_be())
+        } else {
+            (transport.src_port_be, transport.dst_port_be)
+        };
+        (packet.protocol as u64) << 16
+            | (transport.tcp_flags as u64) << 24
+            | Self::with_ports(src_port_be, dst_port_be)
+    }
+
+    const fn with_ports(src_port_be: u16, dst_port_be: u16) -> u64 {
+        (src_port_be as u64) << 32 | (dst_port_be as u64) << 48
+    }
+
+    /// Source and destination port.
+    #[inline(always)]
+    pub const fn ports(code: u64) -> (u16, u16) {
+        ((code >> 32) as u16, (code >> 48) as u16)
+    }
+
+    /// Protocol and TCP flags.
+    #[inline(always)]
+    pub const fn header(code: u64) -> (u8, u8) {
+        ((code >> 16) as u8, (code >> 24) as u8)
     }
 }
 
@@ -74,17 +122,17 @@ pub fn conclude(
     if Code::passes(code) {
         count(direction, reason, length);
         if image.is_some_and(|image| image.has(flags::SAMPLE_ACCEPTS)) {
-            event::accepted(context, event::about(direction, reason, Action::Pass));
+            event::accepted(context, direction as u32, code);
         }
         return TC_ACT_UNSPEC;
     }
     let shadowed = image.is_some_and(|image| image.has(flags::SHADOW)) && SHADOWED >> reason & 1 != 0;
-    if shadowed {
-        count(direction, Reason::Shadow as u32, length);
-        event::report(context, event::about(direction, reason, Action::WouldDrop));
-        return TC_ACT_UNSPEC;
-    }
-    count(direction, reason, length);
-    event::report(context, event::about(direction, reason, Action::Drop));
-    TC_ACT_SHOT
+    let (counted, action, verdict) = if shadowed {
+        (Reason::Shadow as u32, Action::WouldDrop, TC_ACT_UNSPEC)
+    } else {
+        (reason, Action::Drop, TC_ACT_SHOT)
+    };
+    count(direction, counted, length);
+    event::report(context, direction as u32, code, action as u32);
+    verdict
 }

@@ -44,17 +44,6 @@ impl InstallTimings {
     }
 }
 
-/// A change of one cell of the image in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CellPatch {
-    /// Word offset of the table, e.g. [`ghostwire_ebpf_abi::image::REMOTE4`].
-    pub table: u32,
-    /// Index in the table.
-    pub index: u32,
-    /// New packed cell.
-    pub cell: u32,
-}
-
 impl Acl {
     /// Puts a policy in force. Until the swap the old one is; after it, no packet sees the old one. The loader
     /// chooses the network slot and sets the flags about networks and sampling; everything else is taken as
@@ -76,16 +65,17 @@ impl Acl {
         Ok(InstallTimings { nets: filled - started, build: built - filled, swap: built.elapsed() })
     }
 
-    /// Changes single cells of the image in force, each atomically: a peer joins or leaves an existing class.
-    pub fn patch_cells(&mut self, patches: &[CellPatch]) -> Result<(), AclError> {
+    /// Changes single words of the tables of the image in force, each atomically: a peer joins an existing class,
+    /// or leaves. Takes word indices and values, as the policy crate's `ClassImage::diff_cells` gives them.
+    pub fn patch_cells(&mut self, patches: &[(u32, u64)]) -> Result<(), AclError> {
         let live = self.live()?;
-        for patch in patches {
-            if patch.table < header::WORDS || patch.table + patch.index / 2 >= image::MATRICES {
-                return Err(AclError::Image(format!("no cell {} in table {}", patch.index, patch.table)));
-            }
+        if let Some((index, _)) =
+            patches.iter().find(|(index, _)| !(header::WORDS..image::MATRICES).contains(index))
+        {
+            return Err(AclError::Image(format!("word {index} is not in a table")));
         }
-        for patch in patches {
-            live.store_cell(patch.table * 2 + patch.index, patch.cell);
+        for (index, word) in patches {
+            live.mapping.word(*index).store(*word, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -199,10 +189,6 @@ impl Live {
 
     fn word(&self, index: u32) -> u64 {
         self.mapping.word(index).load(Ordering::Relaxed)
-    }
-
-    fn store_cell(&self, index: u32, cell: u32) {
-        self.mapping.cell(index).store(cell, Ordering::Relaxed);
     }
 
     fn set_flag(&self, flag: u64, on: bool) {

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU64;
 
 use super::AclError;
 
@@ -35,14 +35,6 @@ impl Mapping {
         assert!(index < self.bytes / 8, "word {index} of a mapping of {} bytes", self.bytes);
         // SAFETY: within the mapping, which lives as long as self and is page-aligned.
         unsafe { &*self.start.as_ptr().cast::<AtomicU64>().add(index) }
-    }
-
-    /// Half word `index`.
-    pub(super) fn cell(&self, index: u32) -> &AtomicU32 {
-        let index = index as usize;
-        assert!(index < self.bytes / 4, "cell {index} of a mapping of {} bytes", self.bytes);
-        // SAFETY: as above.
-        unsafe { &*self.start.as_ptr().cast::<AtomicU32>().add(index) }
     }
 }
 

@@ -27,9 +27,9 @@ mod qdisc;
 
 use std::path::{Path, PathBuf};
 
+use aya::Ebpf;
 use aya::maps::{Array, ArrayOfMaps, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult};
-use aya::{Ebpf, VerifierLogLevel};
 use ghostwire_ebpf_abi::config::Config;
 use ghostwire_ebpf_abi::event::Direction;
 
@@ -38,7 +38,7 @@ pub use connections::Connection;
 pub use counters::Counters;
 pub use error::AclError;
 pub use events::{Event, Events};
-pub use image::{CellPatch, Image, InstallTimings};
+pub use image::{Image, InstallTimings};
 pub use object::OBJECT;
 
 /// How to load the programs.
@@ -183,6 +183,3 @@ impl Acl {
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, AclError> {
     ebpf.take_map(name).ok_or(AclError::Object { what: name })
 }
-
-/// How much the verifier says when it refuses a program.
-const VERIFIER_LOG: VerifierLogLevel = VerifierLogLevel::DISABLE;

@@ -7,7 +7,7 @@ use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use ghostwire_ebpf_abi::event::Direction;
 
-use super::{AclError, Options, Origin, VERIFIER_LOG, bpffs, layout};
+use super::{AclError, Options, Origin, bpffs, layout};
 
 /// The eBPF object, as the build made it from source.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("GHOSTWIRE_EBPF_OBJECT"));
@@ -42,7 +42,6 @@ pub(super) fn load(dir: &Path, options: &Options) -> Result<(Ebpf, Origin), AclE
         })?;
     }
     let mut loader = EbpfLoader::new();
-    loader.verifier_log_level(VERIFIER_LOG);
     loader.override_global("L3_OFFSET", &options.l3_offset, true);
     for (name, entries) in sizes(options) {
         loader.map_max_entries(name, entries);
