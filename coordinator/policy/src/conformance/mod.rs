@@ -4,8 +4,12 @@
 //! Compares meaning, not text: rules by the (source, destination, protocol, port) tuples that they admit
 //! ([`meaning`]), peers by name and allowed prefixes, refusals by the message being part of ours.
 //!
-//! What a case does not say is left open: which of several routers of a subnet is the primary one. Any choice
-//! that explains all nodes' views will do, as long as it is one choice for the whole case.
+//! A case leaves some things open, and any reading that explains a node's view will do:
+//! - Which of several routers of a subnet is the primary one; but it is one for the whole case.
+//! - Whether a route that the node offers and the policy's `autoApprovers` approve, but that is not listed as
+//!   approved, had reached a node when its view was captured.
+//! - What a single IPv6 address in a rule meant: nodes' IPv6 addresses in the cases were renumbered after the
+//!   capture, addresses in policies were not, so one that is a node's may not have been.
 
 mod case;
 mod meaning;

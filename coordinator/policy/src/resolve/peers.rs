@@ -63,11 +63,18 @@ impl ResolvedPolicy {
         for route in &node.approved_routes {
             let route = route.trunc();
             let primary = route.prefix_len() == 0 || self.primary_router(route) == Some(peer);
-            if self.route_is_usable(viewer, peer, route, primary) {
+            // A router that stands by for a subnet reaches it through the primary one, too.
+            let stands_by = primary && route.prefix_len() > 0 && self.routes(viewer, route);
+            if stands_by || self.route_is_usable(viewer, peer, route, primary) {
                 prefixes.push(route);
             }
         }
         prefixes
+    }
+
+    fn routes(&self, node: usize, route: IpNet) -> bool {
+        let node = self.topology.nodes.get(node);
+        node.is_some_and(|node| node.approved_routes.iter().any(|approved| approved.trunc() == route))
     }
 
     fn sees(&self, viewer: usize, peer: usize) -> bool {
