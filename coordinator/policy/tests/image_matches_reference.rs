@@ -51,7 +51,7 @@ fn v6(point: usize) -> u128 {
 }
 
 prop_compose! {
-    fn addr_set()(ranges in proptest::collection::vec((0_usize..16, 0_usize..3, any::<[bool; 2]>()), 0..5)) -> Arc<AddrSet> {
+    fn addr_set()(ranges in proptest::collection::vec((0_usize..16, 0_usize..3, any::<[bool; 2]>()), 0..4)) -> Arc<AddrSet> {
         let (mut in_v4, mut in_v6) = (Vec::new(), Vec::new());
         for (first, length, families) in ranges {
             let last = (first + length).min(15);
@@ -89,7 +89,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn filter()(inbound in proptest::collection::vec(rule(), 0..6), outbound in proptest::collection::vec(rule(), 0..6))
+    fn filter()(inbound in proptest::collection::vec(rule(), 0..4), outbound in proptest::collection::vec(rule(), 0..4))
         -> NodeFilter {
         NodeFilter { inbound, outbound }
     }
@@ -169,7 +169,7 @@ fn disagreement(filter: &NodeFilter, image: &ClassImage, peers: Option<&AddrSet>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn image_equals_reference(filter in filter(), peers in proptest::option::of(addr_set())) {

@@ -26,8 +26,8 @@ pub fn compile(filter: &NodeFilter, context: &NodeContext) -> Result<ClassImage,
     let routed =
         union(filter.inbound.iter().map(|rule| &rule.dst), filter.outbound.iter().map(|rule| &rule.src))
             .difference(&own);
-    let inbound = direction(&filter.inbound, Side::Destination, &own, known)?;
-    let outbound = direction(&filter.outbound, Side::Source, &own, known)?;
+    let inbound = direction(&filter.inbound, Side::Destination, &own, known, &routed)?;
+    let outbound = direction(&filter.outbound, Side::Source, &own, known, &routed)?;
     Layout { context, inbound: &inbound, outbound: &outbound, known, routed: &routed }.build()
 }
 

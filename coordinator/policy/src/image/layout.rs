@@ -221,7 +221,9 @@ fn split<T: Bits>(cells: Cells<T>, dense: Option<(T, T)>) -> (Cells<T>, Cells<T>
         {
             let rest = Interval { first: cell.first.max(after), ..cell };
             match outside.last_mut() {
-                Some(left) if left.class == rest.class && left.last.next() == Some(low) => left.last = rest.last,
+                Some(left) if left.class == rest.class && left.last.next() == Some(low) && rest.first == after => {
+                    left.last = rest.last;
+                }
                 _ => outside.push(rest),
             }
         }

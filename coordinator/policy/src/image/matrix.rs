@@ -117,16 +117,18 @@ fn parts(rules: &[FilterRule], here: Side) -> Parts<'_> {
     }
 }
 
-/// Compiles one direction. `own` is the node itself, per family; `known` the remotes that are known.
+/// Compiles one direction. `own` is the node itself; `known` the remotes that are known; `routed` what else is on
+/// this side in either direction.
 pub(super) fn direction(
     rules: &[FilterRule],
     here: Side,
     own: &AddrSet,
     known: &AddrSet,
+    routed: &AddrSet,
 ) -> Result<Direction, CompileError> {
     let parts = parts(rules, here);
     let services = services(&parts)?;
-    let locals = locals(&parts.locals, own)?;
+    let locals = locals(&parts.locals, own, routed)?;
     let verdicts = Verdicts::new(&parts, &services, &locals)?;
     let mut remotes = Classes::new("addresses", parts.remotes.len());
     let v4 = remotes.sweep(ranges(&parts.remotes, |set| &set.v4))?;
@@ -243,7 +245,7 @@ struct Locals {
     classes: [Vec<Vec<u32>>; 2],
 }
 
-fn locals(sets: &[&AddrSet], own: &AddrSet) -> Result<Locals, CompileError> {
+fn locals(sets: &[&AddrSet], own: &AddrSet, routed: &AddrSet) -> Result<Locals, CompileError> {
     let nets: Vec<AddrSet> = sets.iter().map(|set| set.difference(own)).collect();
     let nets: Vec<&AddrSet> = nets.iter().collect();
     let mut classes = [vec![Vec::new(); sets.len()], vec![Vec::new(); sets.len()]];
@@ -278,9 +280,10 @@ fn locals(sets: &[&AddrSet], own: &AddrSet) -> Result<Locals, CompileError> {
             }
         }
     }
-    // A node that routes nothing needs its own row only.
+    // A node that routes nothing needs its own row only. One that routes something in the other direction needs
+    // the row that allows nothing.
     let nets = of_v4.signatures.len() + of_v6.signatures.len() - 2;
-    let count = if nets == 0 { 1 } else { 2 + nets };
+    let count = if routed.is_empty() { 1 } else { 2 + nets };
     check_count("local networks", count)?;
     Ok(Locals { families: Families { v4, v6 }, denied: 1, count, classes })
 }
