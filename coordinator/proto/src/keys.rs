@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -107,4 +109,9 @@ impl Fingerprint {
     pub fn of(certificate: &[u8]) -> Self {
         Self(Sha256::digest(certificate).into())
     }
+}
+
+/// A node key in WireGuard's own notation: base64.
+pub fn wireguard_text(key: &NodeKey) -> String {
+    STANDARD.encode(key.as_bytes())
 }

@@ -1,0 +1,361 @@
+//! The one writer: a thread that owns the storage and makes every change.
+//!
+//! Jobs come through a bounded queue. A job drafts a change, the writer stores it, and only then is it part of the
+//! network. When the queue is empty (or after a batch, so that a flood does not delay the news) the writer
+//! publishes a new [`World`] and wakes the streams that it concerns. Readers never wait for the writer.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+use crate::model::draft::Draft;
+use crate::model::{Network, NodeId};
+use crate::storage::{Change, PolicyVersion, Storage, StorageError, Stored};
+use crate::stream::history::History;
+use crate::view::{Generations, World};
+use crate::{clock, model};
+
+mod sessions;
+
+pub use sessions::{ConnectError, Connected, Farewell, Presence, Session};
+
+const QUEUE: usize = 1024;
+/// Jobs between two publications under load.
+const BATCH: usize = 256;
+
+type Job = Box<dyn FnOnce(&mut Writer) + Send>;
+type AfterPublish = Box<dyn FnOnce(&Arc<World>) + Send>;
+
+/// Why a change was not made.
+#[derive(Debug, Error)]
+pub enum WriteError<E: std::error::Error> {
+    /// It is not allowed, or makes no sense.
+    #[error(transparent)]
+    Refused(E),
+    /// It could not be stored. Nothing was changed.
+    #[error("nothing was changed: {0}")]
+    Storage(#[from] StorageError),
+    /// The server is shutting down.
+    #[error("the coordinator is shutting down")]
+    Stopped,
+}
+
+/// Hands jobs to the writer and reads what it published.
+#[derive(Clone)]
+pub struct Handle {
+    jobs: mpsc::Sender<Job>,
+    world: Arc<ArcSwap<World>>,
+    problems: Arc<Problems>,
+    revisions: Arc<AtomicU64>,
+}
+
+/// What is wrong with the coordinator itself, by topic.
+#[derive(Default)]
+struct Problems(Mutex<std::collections::BTreeMap<&'static str, String>>);
+
+impl Problems {
+    fn set(&self, topic: &'static str, problem: Option<String>) {
+        let mut problems = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match problem {
+            Some(problem) => {
+                if problems.get(topic) != Some(&problem) {
+                    error!(topic, "{problem}");
+                }
+                problems.insert(topic, problem);
+            }
+            None => {
+                if problems.remove(topic).is_some() {
+                    info!(topic, "works again");
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("world", &self.world.load().seq).finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    /// The state that was published last.
+    pub fn world(&self) -> Arc<World> {
+        self.world.load_full()
+    }
+
+    /// What is wrong with the coordinator itself.
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// A revision that was never used before, in this or an earlier run.
+    pub fn next_revision(&self) -> u64 {
+        self.revisions.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Runs `job` on the writer. `None` if it has stopped.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Writer) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        let job = Box::new(move |writer: &mut Writer| drop(reply.send(job(writer))));
+        self.jobs.send(job).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Makes a change and answers once it is stored.
+    pub async fn change<T, E>(
+        &self,
+        actor: String,
+        change: impl FnOnce(&mut Draft) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, WriteError<E>>
+    where
+        T: Send + 'static,
+        E: std::error::Error + Send + 'static,
+    {
+        self.run(move |writer| writer.change(&actor, change)).await.unwrap_or(Err(WriteError::Stopped))
+    }
+
+    /// Makes a change and answers once it is stored and published, with the number of nodes whose view changed.
+    pub async fn change_and_publish<T, E>(
+        &self,
+        actor: String,
+        change: impl FnOnce(&mut Draft) -> Result<T, E> + Send + 'static,
+    ) -> Result<(T, usize), WriteError<E>>
+    where
+        T: Send + 'static,
+        E: std::error::Error + Send + 'static,
+    {
+        let (reply, published) = oneshot::channel();
+        let before = self.world();
+        let value = self
+            .run(move |writer| {
+                let value = writer.change(&actor, change)?;
+                writer
+                    .after_publish
+                    .push(Box::new(move |world: &Arc<World>| drop(reply.send(world.clone()))));
+                Ok(value)
+            })
+            .await
+            .unwrap_or(Err(WriteError::Stopped))?;
+        let world = published.await.map_err(|_| WriteError::Stopped)?;
+        Ok((value, world.views_changed_since(&before)))
+    }
+}
+
+/// The writer's own state.
+pub struct Writer {
+    storage: Box<dyn Storage>,
+    network: Arc<Network>,
+    published: Arc<World>,
+    shared: Arc<ArcSwap<World>>,
+    after_publish: Vec<AfterPublish>,
+    sessions: HashMap<NodeId, Arc<Session>>,
+    histories: HashMap<NodeId, History>,
+    /// Nodes whose time of last contact is newer in memory than in storage.
+    unsaved: HashSet<NodeId>,
+    problems: Arc<Problems>,
+    ephemeral_grace: Duration,
+    next_session: u64,
+}
+
+/// Starts the writer.
+pub fn start(
+    storage: Box<dyn Storage>,
+    stored: Stored,
+    ephemeral_grace: Duration,
+) -> anyhow::Result<(Handle, JoinHandle<()>)> {
+    let network = Arc::new(stored.network);
+    let generations: Generations = stored
+        .generations
+        .into_iter()
+        .map(|(node, generation, digest)| (node, (generation, digest)))
+        .collect();
+    let world = Arc::new(
+        World::first(network.clone(), &generations)
+            .map_err(|errors| anyhow::anyhow!("the stored policy cannot be resolved: {errors}"))?,
+    );
+    let shared = Arc::new(ArcSwap::new(world.clone()));
+    let problems = Arc::new(Problems::default());
+    let (jobs, queue) = mpsc::channel(QUEUE);
+    let mut writer = Writer {
+        storage,
+        network,
+        published: world.clone(),
+        shared: shared.clone(),
+        after_publish: Vec::new(),
+        sessions: HashMap::new(),
+        histories: HashMap::new(),
+        unsaved: HashSet::new(),
+        problems: problems.clone(),
+        ephemeral_grace,
+        next_session: 1,
+    };
+    // What an earlier run stored but did not live to announce.
+    let known = |node: NodeId| generations.get(&node).copied();
+    writer.storage.commit(&new_generations(&world, known))?;
+    let thread = std::thread::Builder::new().name("writer".to_owned()).spawn(move || writer.work(queue))?;
+    let revisions = Arc::new(AtomicU64::new(u64::from(stored.boots) << 32));
+    Ok((Handle { jobs, world: shared, problems, revisions }, thread))
+}
+
+/// The generations that differ from those known.
+fn new_generations(
+    world: &World,
+    known: impl Fn(NodeId) -> Option<(u32, crate::view::FilterDigest)>,
+) -> Vec<Change> {
+    let news = world.views.iter().filter(|(node, view)| {
+        known(**node)
+            .is_none_or(|(generation, digest)| generation != view.generation.get() || digest != view.digest)
+    });
+    news.map(|(node, view)| Change::PutGeneration {
+        node: *node,
+        generation: view.generation.get(),
+        digest: view.digest,
+    })
+    .collect()
+}
+
+impl Writer {
+    fn work(&mut self, mut queue: mpsc::Receiver<Job>) {
+        while let Some(job) = queue.blocking_recv() {
+            job(self);
+            let mut count = 1;
+            while count < BATCH {
+                let Ok(job) = queue.try_recv() else { break };
+                job(self);
+                count += 1;
+            }
+            self.publish();
+        }
+        self.save_presence();
+    }
+
+    /// Drafts a change, stores it, makes it part of the network.
+    pub fn change<T, E: std::error::Error>(
+        &mut self,
+        actor: &str,
+        change: impl FnOnce(&mut Draft) -> Result<T, E>,
+    ) -> Result<T, WriteError<E>> {
+        let mut draft = Draft::new(&self.network, actor, clock::now());
+        let value = change(&mut draft).map_err(WriteError::Refused)?;
+        let (network, changes) = draft.into_parts();
+        self.store(&changes)?;
+        self.network = Arc::new(network);
+        Ok(value)
+    }
+
+    /// Changes what is true only while this process runs.
+    fn change_in_memory(&mut self, id: NodeId, change: impl FnOnce(&mut model::Node)) {
+        let mut draft = Draft::new(&self.network, "system", clock::now());
+        let Some(node) = draft.network().nodes.get(&id) else { return };
+        let mut node = (**node).clone();
+        change(&mut node);
+        draft.put_node_in_memory(node);
+        self.network = Arc::new(draft.into_parts().0);
+    }
+
+    fn store(&mut self, changes: &[Change]) -> Result<(), StorageError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let result = self.storage.commit(changes);
+        let problem = result
+            .as_ref()
+            .err()
+            .map(|error| format!("changes are refused until the database can be written again: {error}"));
+        self.problems.set("storage", problem);
+        result
+    }
+
+    /// Announces what was stored since the last time.
+    fn publish(&mut self) {
+        if Arc::ptr_eq(&self.network, &self.published.network) {
+            let world = self.published.clone();
+            self.after_publish.drain(..).for_each(|reply| reply(&world));
+            return;
+        }
+        let world = match self.published.next(self.network.clone()) {
+            Ok(world) => world,
+            Err(errors) => {
+                let problem =
+                    format!("the last change cannot be announced; nodes keep what they have: {errors}");
+                self.problems.set("policy", Some(problem));
+                return;
+            }
+        };
+        self.problems.set("policy", None);
+        let old = self.published.clone();
+        if !Arc::ptr_eq(&old.views, &world.views) {
+            let known = |node: NodeId| old.views.get(&node).map(|view| (view.generation.get(), view.digest));
+            // Generations must never go back, so nodes hear of a filter only once its generation is stored.
+            if let Err(error) = self.store(&new_generations(&world, known)) {
+                warn!(%error, "filters wait to be announced");
+                return;
+            }
+        }
+        let world = Arc::new(world);
+        self.published = world.clone();
+        self.shared.store(world.clone());
+        for node in world.affected(&old, self.sessions.keys().copied()) {
+            if let Some(session) = self.sessions.get(&node) {
+                session.wake();
+            }
+        }
+        self.after_publish.drain(..).for_each(|reply| reply(&world));
+    }
+
+    /// Does what time demands; called every second. Publishing again after a failure needs no more than this job.
+    pub fn tick(&mut self) {
+        self.remove_ephemeral_nodes();
+        self.save_presence();
+    }
+
+    fn remove_ephemeral_nodes(&mut self) {
+        let grace = i64::try_from(self.ephemeral_grace.as_millis()).unwrap_or(i64::MAX);
+        let now = clock::now();
+        let gone: Vec<NodeId> = self
+            .network
+            .nodes
+            .values()
+            .filter(|node| node.ephemeral && !node.online && now.saturating_sub(node.last_seen) > grace)
+            .map(|node| node.id)
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        let count = gone.len();
+        let removed = self.change::<_, std::convert::Infallible>("system", |draft| {
+            for id in gone {
+                if let Some(node) = draft.delete_node(id) {
+                    draft.audit("node.delete", node.name.clone(), "ephemeral and disconnected");
+                }
+            }
+            Ok(())
+        });
+        match removed {
+            Ok(()) => info!(count, "removed ephemeral nodes"),
+            Err(error) => warn!(%error, "ephemeral nodes stay for now"),
+        }
+    }
+
+    /// A policy that was in force.
+    pub fn policy_version(&self, version: u32) -> Result<Option<PolicyVersion>, StorageError> {
+        self.storage.policy_version(version)
+    }
+
+    /// All policies that were in force, newest first, without their text.
+    pub fn policy_versions(&self) -> Result<Vec<PolicyVersion>, StorageError> {
+        self.storage.policy_versions()
+    }
+}

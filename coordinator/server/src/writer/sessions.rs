@@ -1,0 +1,243 @@
+//! Who is connected.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use ghostwire_proto::keys::{MachineKey, NodeKey};
+use ghostwire_proto::v1::goodbye::Reason;
+use thiserror::Error;
+use tokio::sync::{Notify, oneshot};
+use tracing::{debug, warn};
+
+use super::{Handle, WriteError, Writer};
+use crate::clock;
+use crate::model::NodeId;
+use crate::node_update::NodeUpdate;
+use crate::storage::Change;
+use crate::stream::delta::Told;
+use crate::stream::history::History;
+use crate::view::World;
+
+/// An open stream, as the writer knows it.
+#[derive(Debug, Default)]
+pub struct Session {
+    number: u64,
+    news: Notify,
+    farewell: OnceLock<Farewell>,
+    closed: AtomicBool,
+}
+
+/// Why a stream has to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Farewell {
+    /// For the program.
+    pub reason: Reason,
+    /// For people.
+    pub detail: String,
+}
+
+impl Session {
+    /// Tells the stream to look for news.
+    pub fn wake(&self) {
+        self.news.notify_one();
+    }
+
+    /// Waits for [`Self::wake`] or [`Self::end`].
+    pub async fn woken(&self) {
+        self.news.notified().await;
+    }
+
+    /// Tells the stream to end.
+    pub fn end(&self, farewell: Farewell) {
+        // The first reason stands.
+        let _ = self.farewell.set(farewell);
+        self.news.notify_one();
+    }
+
+    /// Why the stream has to end, if it has to.
+    pub fn farewell(&self) -> Option<&Farewell> {
+        self.farewell.get()
+    }
+}
+
+/// A node that opens its stream.
+#[derive(Debug)]
+pub struct Presence {
+    /// Proven.
+    pub machine_key: MachineKey,
+    /// The key it uses.
+    pub node_key: NodeKey,
+    /// Its program's version.
+    pub version: String,
+    /// What it says about itself.
+    pub update: Option<NodeUpdate>,
+    /// Epoch and revision that it knows.
+    pub resume: Option<(String, u64)>,
+}
+
+/// A stream that may start.
+#[derive(Debug)]
+pub struct Connected {
+    /// Whose.
+    pub node: NodeId,
+    /// Name of the node, for logs.
+    pub name: String,
+    /// The stream, as the writer knows it.
+    pub session: Arc<Session>,
+    /// What the node was told, if it can resume there.
+    pub told: Option<Told>,
+    /// What it may come back with.
+    pub history: History,
+}
+
+/// Why a stream may not start.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConnectError {
+    /// Never enrolled, or so long ago that its deletion was forgotten.
+    #[error("this machine is not enrolled here; join with a join key")]
+    Unknown,
+    /// Deleted.
+    #[error("this node was removed from the mesh")]
+    Removed,
+    /// Enrolled with another node key.
+    #[error("the node key is not the one that this machine enrolled with; join again")]
+    NodeKey,
+}
+
+impl Handle {
+    /// Opens a stream. Answers once the node's state is published.
+    pub async fn connect(&self, presence: Presence) -> Result<Connected, WriteError<ConnectError>> {
+        let (reply, published) = oneshot::channel();
+        let mut connected = self
+            .run(move |writer| {
+                let connected = writer.connect(presence)?;
+                writer.after_publish.push(Box::new(move |_: &Arc<World>| {
+                    let _ = reply.send(());
+                }));
+                Ok(connected)
+            })
+            .await
+            .unwrap_or(Err(WriteError::Stopped))?;
+        if published.await.is_err() {
+            connected.told = None;
+        }
+        Ok(connected)
+    }
+
+    /// Closes a stream.
+    pub async fn disconnect(&self, node: NodeId, session: Arc<Session>, history: History) {
+        session.closed.store(true, Ordering::Relaxed);
+        let _ = self.run(move |writer| writer.disconnect(node, &session, history)).await;
+    }
+
+    /// Takes what a node says about itself.
+    pub async fn update_node(&self, node: NodeId, update: NodeUpdate) -> Result<(), WriteError<Infallible>> {
+        self.run(move |writer| {
+            writer.change(&format!("node:{node}"), |draft| {
+                update.apply(draft, node);
+                Ok(())
+            })
+        })
+        .await
+        .unwrap_or(Err(WriteError::Stopped))
+    }
+
+    /// Takes what a node reports about its enforcement.
+    pub async fn report(&self, node: NodeId, enforced_generation: u32, problems: Vec<String>) {
+        let _ = self
+            .run(move |writer| {
+                writer.change_in_memory(node, |node| {
+                    node.enforced_generation = enforced_generation;
+                    node.problems = problems;
+                });
+            })
+            .await;
+    }
+
+    /// Ends every stream.
+    pub async fn end_all(&self, farewell: Farewell) {
+        let _ = self
+            .run(move |writer| writer.sessions.values().for_each(|session| session.end(farewell.clone())))
+            .await;
+    }
+}
+
+impl Writer {
+    fn connect(&mut self, presence: Presence) -> Result<Connected, WriteError<ConnectError>> {
+        let refused = |error| Err(WriteError::Refused(error));
+        let Some(node) = self.network.node_by_machine(&presence.machine_key).cloned() else {
+            let removed = self.network.removed.contains(&presence.machine_key);
+            return refused(if removed { ConnectError::Removed } else { ConnectError::Unknown });
+        };
+        if node.node_key != presence.node_key {
+            return refused(ConnectError::NodeKey);
+        }
+        if let Some(update) = presence.update {
+            let stored = self.change::<_, Infallible>(&format!("node:{}", node.id), |draft| {
+                update.apply(draft, node.id);
+                Ok(())
+            });
+            // The node is known and its stream works without; it says the same again next time.
+            if let Err(error) = stored {
+                warn!(node = %node.name, %error, "what the node says about itself is not stored");
+            }
+        }
+        self.change_in_memory(node.id, |node| {
+            node.online = true;
+            node.last_seen = clock::now();
+            node.version = presence.version;
+        });
+        self.unsaved.insert(node.id);
+        let session = Arc::new(Session { number: self.next_session, ..Session::default() });
+        self.next_session += 1;
+        if let Some(old) = self.sessions.insert(node.id, session.clone()) {
+            let detail = "the same node connected from elsewhere".to_owned();
+            old.end(Farewell { reason: Reason::Replaced, detail });
+        }
+        let mut history = self.histories.remove(&node.id).unwrap_or_default();
+        let told = presence
+            .resume
+            .filter(|(epoch, _)| *epoch == self.network.epoch)
+            .and_then(|(_, revision)| history.rewind(revision));
+        if told.is_none() {
+            history = History::default();
+        }
+        Ok(Connected { node: node.id, name: node.name.clone(), session, told, history })
+    }
+
+    fn disconnect(&mut self, node: NodeId, session: &Arc<Session>, history: History) {
+        if self.sessions.get(&node).is_none_or(|current| current.number != session.number) {
+            return;
+        }
+        self.sessions.remove(&node);
+        if !self.network.nodes.contains_key(&node) {
+            return;
+        }
+        self.histories.insert(node, history);
+        self.change_in_memory(node, |node| {
+            node.online = false;
+            node.last_seen = clock::now();
+        });
+        self.unsaved.insert(node);
+    }
+
+    /// Stores when nodes were seen last. Nobody was promised this, so a failure waits for the next time.
+    pub(super) fn save_presence(&mut self) {
+        self.unsaved.retain(|id| self.network.nodes.contains_key(id));
+        self.histories.retain(|id, _| self.network.nodes.contains_key(id));
+        if self.unsaved.is_empty() {
+            return;
+        }
+        let changes: Vec<Change> = self
+            .unsaved
+            .iter()
+            .filter_map(|id| self.network.nodes.get(id))
+            .map(|node| Change::PutNode(node.clone()))
+            .collect();
+        match self.store(&changes) {
+            Ok(()) => self.unsaved.clear(),
+            Err(error) => debug!(%error, "times of last contact are not stored yet"),
+        }
+    }
+}
