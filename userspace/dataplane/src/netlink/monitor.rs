@@ -5,7 +5,6 @@ use std::{collections::VecDeque, io::Cursor};
 use neli::{
     FromBytesWithInput,
     consts::{rtnl::Rtm, socket::NlFamily},
-    err::SocketError,
     nl::NlPayload,
     rtnl::{Ifaddrmsg, Ifinfomsg, Rtmsg},
     socket::asynchronous::NlSocketHandle,
@@ -49,16 +48,7 @@ impl std::fmt::Debug for Monitor {
 impl Monitor {
     /// Subscribes. Must be called within a tokio runtime.
     pub fn open() -> Result<Self, Error> {
-        let groups = Groups::new_groups(&[
-            libc::RTNLGRP_LINK,
-            libc::RTNLGRP_IPV4_IFADDR,
-            libc::RTNLGRP_IPV6_IFADDR,
-            libc::RTNLGRP_IPV4_ROUTE,
-            libc::RTNLGRP_IPV6_ROUTE,
-        ]);
-        let socket = NlSocketHandle::connect(NlFamily::Route, None, groups)
-            .map_err(|error| Error::Open(io_error(error)))?;
-        Ok(Self { socket, pending: VecDeque::new() })
+        Ok(Self { socket: subscribe()?, pending: VecDeque::new() })
     }
 
     /// The next change. Cancel safe: a change is never lost by dropping the future.
@@ -67,26 +57,40 @@ impl Monitor {
             if let Some(change) = self.pending.pop_front() {
                 return Ok(change);
             }
-            match self.socket.recv::<u16, Buffer>().await {
+            let error = match self.socket.recv::<u16, Buffer>().await {
                 Ok((messages, _)) => {
                     let changes = messages.map_while(Result::ok).filter_map(|message| {
                         let NlPayload::Payload(payload) = message.nl_payload() else { return None };
                         parse(Rtm::from(*message.nl_type()), payload.as_ref())
                     });
                     self.pending.extend(changes);
+                    continue;
                 }
-                Err(SocketError::Io(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    return Ok(Change::Lost);
-                }
-                Err(error) => {
-                    return Err(Error::Exchange {
-                        action: "watch the network for changes".to_owned(),
-                        reason: error.to_string(),
-                    });
-                }
+                Err(error) => io_error(error),
+            };
+            if error.raw_os_error() != Some(libc::ENOBUFS) {
+                return Err(Error::Exchange {
+                    action: "watch the network for changes".to_owned(),
+                    reason: error.to_string(),
+                });
             }
+            // The kernel drops more, silently, until the full socket has been drained. A new one
+            // misses nothing that happens after this change has been handed out.
+            self.socket = subscribe()?;
+            return Ok(Change::Lost);
         }
     }
+}
+
+fn subscribe() -> Result<NlSocketHandle, Error> {
+    let groups = Groups::new_groups(&[
+        libc::RTNLGRP_LINK,
+        libc::RTNLGRP_IPV4_IFADDR,
+        libc::RTNLGRP_IPV6_IFADDR,
+        libc::RTNLGRP_IPV4_ROUTE,
+        libc::RTNLGRP_IPV6_ROUTE,
+    ]);
+    NlSocketHandle::connect(NlFamily::Route, None, groups).map_err(|error| Error::Open(io_error(error)))
 }
 
 /// The change that a notification tells of, if it is one of those that we follow.

@@ -162,12 +162,12 @@ impl PresharedKey {
 mod tests {
     use super::*;
 
-    /// Alice's keys of RFC 7748 section 6.1.
-    const PRIVATE: &str = "77076d0a7318a57d3c16c17251b26645df4c2f92ebc0992ab177fba51db92c2a";
-    const PUBLIC: &str = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a";
+    /// A pair of keys as the `wg` tool makes them.
+    const PRIVATE: &str = "8A811AbjTsDZKDaidX02mQq53R+YoqL7b/r17wWbDmU=";
+    const PUBLIC: &str = "HiOxhzjJUIcl4FmZTZm54hMRtBW+rTyTUoPEHn1mhxY=";
 
     #[test]
-    fn public_key_of_the_rfc_7748_example() {
+    fn the_public_key_is_the_one_that_wg_computes() {
         let private: PrivateKey = PRIVATE.parse().unwrap();
         assert_eq!(private.public_key(), PUBLIC.parse().unwrap());
     }

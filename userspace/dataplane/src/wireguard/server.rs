@@ -29,7 +29,7 @@ use super::{
     uapi::{self, Framer, Request},
     userspace::socket_path,
 };
-use crate::netlink::{LinkName, Netlink};
+use crate::netlink::{Change, LinkName, Monitor, Netlink};
 
 /// Conversations at a time; a further client waits.
 const MAX_CONVERSATIONS: usize = 8;
@@ -95,24 +95,34 @@ async fn serve(name: &LinkName, socket: &Path, netlink: &Netlink) -> Result<(), 
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
 
+    let mut monitor = Monitor::open()?;
     let mut tunnel = Tunnel::open(name).await?;
-    netlink.mark_ours(&netlink.existing_link(name)?)?;
+    let link = netlink.existing_link(name)?;
+    netlink.mark_ours(&link)?;
     let listener = listen(socket)?;
     let (jobs, mut inbox) = mpsc::channel(MAX_CONVERSATIONS);
     let accepting = tokio::spawn(accept(listener, jobs));
     tracing::info!(interface = %name, socket = %socket.display(), "userspace WireGuard is ready");
 
+    let failed = |reason: &str| Error::Engine { name: name.clone(), reason: reason.to_owned() };
     let result = loop {
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            () = tunnel.failed() => {
-                let reason = "its TUN device is gone, or unusable".to_owned();
-                break Err(Error::Engine { name: name.clone(), reason });
-            }
+            () = tunnel.failed() => break Err(failed("its engine stopped")),
+            change = monitor.next() => match change {
+                Ok(Change::LinkGone(gone)) if gone.index == link.index => {
+                    break Err(failed("its TUN device was deleted"));
+                }
+                Ok(Change::Lost) if netlink.link(name)?.is_none_or(|now| now.index != link.index) => {
+                    break Err(failed("its TUN device was deleted"));
+                }
+                Ok(_) => {}
+                Err(error) => break Err(error.into()),
+            },
             Some((request, reply)) = inbox.recv() => {
                 // The client may have hung up meanwhile.
-                drop(reply.send(answer(&tunnel, request).await));
+                drop(reply.send(answer(&mut tunnel, request).await));
             }
         }
     };
@@ -122,7 +132,7 @@ async fn serve(name: &LinkName, socket: &Path, netlink: &Netlink) -> Result<(), 
     result
 }
 
-async fn answer(tunnel: &Tunnel, request: Request) -> Zeroizing<String> {
+async fn answer(tunnel: &mut Tunnel, request: Request) -> Zeroizing<String> {
     match request {
         Request::Get => uapi::get_answer(&tunnel.status().await),
         Request::Set(update) => {

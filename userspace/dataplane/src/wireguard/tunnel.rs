@@ -18,6 +18,8 @@ use crate::netlink::LinkName;
 /// A running engine.
 pub(super) struct Tunnel {
     device: device::Device<DefaultDeviceTransports>,
+    /// Whether the engine's own report of failure can be believed.
+    watched: bool,
 }
 
 impl Tunnel {
@@ -31,11 +33,14 @@ impl Tunnel {
             .build()
             .await
             .map_err(|error| failed(error.to_string()))?;
-        Ok(Self { device })
+        Ok(Self { device, watched: true })
     }
 
-    /// Waits until the engine cannot go on, as when its TUN device has been deleted.
+    /// Waits until the engine cannot go on.
     pub(super) async fn failed(&mut self) {
+        if !self.watched {
+            std::future::pending::<()>().await;
+        }
         self.device.wait().await;
     }
 
@@ -57,7 +62,7 @@ impl Tunnel {
     }
 
     /// Makes a change. The errno is what the configuration protocol answers with.
-    pub(super) async fn change(&self, update: &Update) -> Result<(), i32> {
+    pub(super) async fn change(&mut self, update: &Update) -> Result<(), i32> {
         let (has_key, port) =
             self.device.read(async |device| (device.private_key().is_some(), device.listen_port())).await;
         // Without a key the engine can neither listen nor have peers.
@@ -74,7 +79,7 @@ impl Tunnel {
         Ok(())
     }
 
-    async fn change_device(&self, update: &Update, old_port: u16) -> Result<(), i32> {
+    async fn change_device(&mut self, update: &Update, old_port: u16) -> Result<(), i32> {
         let result = self
             .device
             .write(async |device| {
@@ -90,6 +95,10 @@ impl Tunnel {
                 Ok(())
             })
             .await;
+        // Reopening its sockets ends the engine's tasks in an order that makes one of them report a
+        // failure, once and for all. What is reported by now is that.
+        self.watched = self.watched
+            && tokio::time::timeout(std::time::Duration::ZERO, self.device.wait()).await.is_err();
         match result {
             Ok(outcome) => outcome,
             Err(error) => {
