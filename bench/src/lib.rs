@@ -1,1 +1,4 @@
-//! Benchmarks.
+//! Benchmarks: what is measured, and how its inputs are made. The binaries print tables and end with one line of
+//! JSON.
+
+pub mod policy;

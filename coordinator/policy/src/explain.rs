@@ -100,10 +100,8 @@ impl ResolvedPolicy {
         let mut found: Vec<_> = nodes.iter().filter(|node| node.name == word).collect();
         if found.is_empty() {
             let has = |tag: &String| tag == word;
-            found = nodes
-                .iter()
-                .filter(|node| node.owner() == Some(word) || node.tags.iter().any(has))
-                .collect();
+            found =
+                nodes.iter().filter(|node| node.owner() == Some(word) || node.tags.iter().any(has)).collect();
         }
         let [node] = found.as_slice() else { return None };
         let mut addresses = node.addresses.iter();
@@ -139,7 +137,11 @@ impl ResolvedPolicy {
             let dst = &self.sides[index(rule.dst)];
             if !dst.addrs.contains(flow.dst) {
                 missing.push(format!("its destinations do not include {}", flow.dst));
-            } else if dst.via && !self.router_of(flow.dst).is_some_and(|node| dst.nodes.contains(&crate::resolve::number(node))) {
+            } else if dst.via
+                && !self
+                    .router_of(flow.dst)
+                    .is_some_and(|node| dst.nodes.contains(&crate::resolve::number(node)))
+            {
                 missing.push("it holds through routers with other tags only".to_owned());
             }
         }
@@ -159,7 +161,11 @@ impl ResolvedPolicy {
             missing.push(if protocols_fit {
                 format!("its ports do not include {} (it admits {})", flow.dst_port, admitted.join(", "))
             } else {
-                format!("it is not about {} (it admits {})", protocol_name(flow.protocol), admitted.join(", "))
+                format!(
+                    "it is not about {} (it admits {})",
+                    protocol_name(flow.protocol),
+                    admitted.join(", ")
+                )
             });
         }
         missing

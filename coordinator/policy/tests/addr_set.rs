@@ -8,8 +8,9 @@ use proptest::prelude::*;
 
 /// Ranges close to both ends of the address space, where overflow would show.
 fn ranges() -> impl Strategy<Value = Vec<(u8, u8)>> {
-    proptest::collection::vec((0_u8..64, 0_u8..8), 0..8)
-        .prop_map(|ranges| ranges.into_iter().map(|(at, length)| (at, at.saturating_add(length).min(63))).collect())
+    proptest::collection::vec((0_u8..64, 0_u8..8), 0..8).prop_map(|ranges| {
+        ranges.into_iter().map(|(at, length)| (at, at.saturating_add(length).min(63))).collect()
+    })
 }
 
 /// The lower half of 64 points is the bottom of the address space, the upper half its top.
@@ -23,12 +24,13 @@ fn v6(point: u8) -> u128 {
 
 fn set(ranges: &[(u8, u8)]) -> AddrSet {
     // A range from the bottom to the top would have a hole in the middle: split it.
-    let parts: Vec<(u8, u8)> = ranges
-        .iter()
-        .flat_map(|&(first, last)| {
-            if first < 32 && last >= 32 { vec![(first, 31), (32, last)] } else { vec![(first, last)] }
-        })
-        .collect();
+    let parts: Vec<(u8, u8)> =
+        ranges
+            .iter()
+            .flat_map(|&(first, last)| {
+                if first < 32 && last >= 32 { vec![(first, 31), (32, last)] } else { vec![(first, last)] }
+            })
+            .collect();
     AddrSet::from_ranges(
         parts.iter().map(|&(first, last)| (v4(first), v4(last))).collect(),
         parts.iter().map(|&(first, last)| (v6(first), v6(last))).collect(),

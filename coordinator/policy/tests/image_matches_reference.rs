@@ -133,10 +133,16 @@ fn services(filter: &NodeFilter) -> Vec<(u8, u16)> {
     let mut ports = BTreeSet::from([0, u16::MAX]);
     for rule in filter.inbound.iter().chain(&filter.outbound) {
         for range in rule.ports.iter() {
-            ports.extend([range.first.saturating_sub(1), range.first, range.last, range.last.saturating_add(1)]);
+            ports.extend([
+                range.first.saturating_sub(1),
+                range.first,
+                range.last,
+                range.last.saturating_add(1),
+            ]);
         }
     }
-    let with_ports = [6_u8, 17, 132].into_iter().flat_map(|protocol| ports.iter().map(move |&port| (protocol, port)));
+    let with_ports =
+        [6_u8, 17, 132].into_iter().flat_map(|protocol| ports.iter().map(move |&port| (protocol, port)));
     with_ports.chain([0, 1, 2, 47, 58, 255].map(|protocol| (protocol, 0))).collect()
 }
 
@@ -157,8 +163,11 @@ fn disagreement(filter: &NodeFilter, image: &ClassImage, peers: Option<&AddrSet>
                         let known = peers.is_none_or(|peers| peers.contains(remote));
                         let wanted = known && matches!(reference, Verdict::Allowed { .. });
                         let got = image.verdict(direction, &flow);
-                        if wanted != (got == ImageVerdict::Allowed) || (!known && got == ImageVerdict::Denied) {
-                            return Some(format!("{direction:?} {flow:?}: reference {reference:?}, image {got:?}"));
+                        if wanted != (got == ImageVerdict::Allowed) || (!known && got == ImageVerdict::Denied)
+                        {
+                            return Some(format!(
+                                "{direction:?} {flow:?}: reference {reference:?}, image {got:?}"
+                            ));
                         }
                     }
                 }

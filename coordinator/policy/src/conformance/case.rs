@@ -9,10 +9,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::meaning;
+use crate::alias::Alias;
 use crate::filter::{AddrSet, FilterRule, PortRange, ProtocolSet, RuleOrigin, Section};
 use crate::policy::Policy;
 use crate::resolve::ResolvedPolicy;
-use crate::alias::Alias;
 use crate::topology::Topology;
 use crate::topology::json::TopologyText;
 
@@ -145,7 +145,8 @@ fn without_ipv6_literals(policy: &Policy, topology: &Topology) -> Option<Policy>
     let mut rules = policy.rules.to_vec();
     let mut changed = false;
     for rule in &mut rules {
-        let lists = std::iter::once(&mut rule.src).chain(rule.targets.iter_mut().map(|target| &mut target.dst));
+        let lists =
+            std::iter::once(&mut rule.src).chain(rule.targets.iter_mut().map(|target| &mut target.dst));
         for list in lists {
             let before = list.len();
             list.retain(|alias| !literal(alias));
@@ -159,7 +160,8 @@ fn compare_node(resolved: &ResolvedPolicy, name: &str, expected: &Expected) -> R
     let Some(node) = resolved.topology().nodes.iter().position(|node| node.name == *name) else {
         return Err("the case expects something of it, but it is no node".to_owned());
     };
-    compare_rules(resolved, node, &expected.inbound_rules).map_err(|difference| format!("inbound: {difference}"))?;
+    compare_rules(resolved, node, &expected.inbound_rules)
+        .map_err(|difference| format!("inbound: {difference}"))?;
     expected.peers.as_ref().map_or(Ok(()), |peers| compare_peers(resolved, node, peers))
 }
 
@@ -183,8 +185,10 @@ fn read_rule(rule: &ExpectedRule, here: &AddrSet) -> Result<Vec<FilterRule>, Str
         src = src.union(&read_addresses(text)?);
     }
     let src = Arc::new(src);
-    let protocols =
-        rule.proto.as_ref().map_or(ProtocolSet::DEFAULT, |protocols| ProtocolSet::of(protocols.iter().copied()));
+    let protocols = rule
+        .proto
+        .as_ref()
+        .map_or(ProtocolSet::DEFAULT, |protocols| ProtocolSet::of(protocols.iter().copied()));
     let mut rules = Vec::new();
     for target in &rule.dst {
         rules.push(FilterRule {
@@ -209,7 +213,8 @@ fn read_addresses(text: &str) -> Result<AddrSet, String> {
     {
         return Ok(range);
     }
-    let net = crate::alias::parse_net(text).ok_or_else(|| format!("the case has an unreadable address \"{text}\""))?;
+    let net = crate::alias::parse_net(text)
+        .ok_or_else(|| format!("the case has an unreadable address \"{text}\""))?;
     Ok(AddrSet::from_nets([net]))
 }
 
@@ -218,7 +223,9 @@ fn choose_primaries(resolved: &mut ResolvedPolicy, expected: &BTreeMap<String, E
     let mut shown: Vec<(IpNet, usize)> = Vec::new();
     let mut shown_nets = BTreeSet::new();
     for (name, prefixes) in expected.values().filter_map(|node| node.peers.as_ref()).flatten() {
-        let Some(peer) = resolved.topology().nodes.iter().position(|node| node.name == *name) else { continue };
+        let Some(peer) = resolved.topology().nodes.iter().position(|node| node.name == *name) else {
+            continue;
+        };
         shown_nets.extend(prefixes.iter().copied());
         shown.extend(prefixes.iter().map(|&net| (net, peer)));
     }
@@ -228,7 +235,9 @@ fn choose_primaries(resolved: &mut ResolvedPolicy, expected: &BTreeMap<String, E
     // A subnet that nobody is shown: its primary is a router that nobody may use it through, if there is one.
     let mut open: BTreeMap<IpNet, Vec<usize>> = BTreeMap::new();
     for (index, node) in resolved.topology().nodes.iter().enumerate() {
-        for net in node.approved_routes.iter().filter(|net| net.prefix_len() > 0 && !shown_nets.contains(*net)) {
+        for net in
+            node.approved_routes.iter().filter(|net| net.prefix_len() > 0 && !shown_nets.contains(*net))
+        {
             open.entry(*net).or_default().push(index);
         }
     }

@@ -27,7 +27,9 @@ pub(super) fn difference(ours: &[FilterRule], expected: &[FilterRule]) -> Option
     let all = || ours.iter().chain(expected);
     let src: BTreeSet<u32> = all().flat_map(|rule| points(&rule.src.v4)).collect();
     let dst: BTreeSet<u32> = all().flat_map(|rule| points(&rule.dst.v4)).collect();
-    if let Some(difference) = grid(ours, expected, src.iter().map(v4), &dst.iter().map(v4).collect::<Vec<_>>()) {
+    if let Some(difference) =
+        grid(ours, expected, src.iter().map(v4), &dst.iter().map(v4).collect::<Vec<_>>())
+    {
         return Some(difference);
     }
     let src: BTreeSet<u128> = all().flat_map(|rule| points(&rule.src.v6)).collect();
@@ -54,7 +56,11 @@ fn grid(
         for &dst in destinations {
             let (got, wanted) = (admitted(&ours, dst), admitted(&expected, dst));
             if got != wanted {
-                return Some(format!("{src} -> {dst}: expected {}, got {}", wanted.describe(), got.describe()));
+                return Some(format!(
+                    "{src} -> {dst}: expected {}, got {}",
+                    wanted.describe(),
+                    got.describe()
+                ));
             }
         }
     }

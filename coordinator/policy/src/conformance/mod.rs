@@ -44,7 +44,8 @@ pub fn run_dir(path: &Path, out: &mut dyn Write) -> io::Result<Summary> {
     files.sort();
     let mut summary = Summary::default();
     for file in files {
-        let result = fs::read_to_string(&file).map_err(|error| error.to_string()).and_then(|text| run_case(&text));
+        let result =
+            fs::read_to_string(&file).map_err(|error| error.to_string()).and_then(|text| run_case(&text));
         match result {
             Ok(()) => summary.passed += 1,
             Err(difference) => {

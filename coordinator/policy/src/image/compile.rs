@@ -19,7 +19,10 @@ pub fn compile(filter: &NodeFilter, context: &NodeContext) -> Result<ClassImage,
     let known = match &context.peers {
         Some(peers) => peers.as_ref(),
         None => {
-            named = union(filter.inbound.iter().map(|rule| &rule.src), filter.outbound.iter().map(|rule| &rule.dst));
+            named = union(
+                filter.inbound.iter().map(|rule| &rule.src),
+                filter.outbound.iter().map(|rule| &rule.dst),
+            );
             &named
         }
     };

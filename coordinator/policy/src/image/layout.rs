@@ -131,7 +131,8 @@ impl Layout<'_> {
         let v4 = join(&self.known.v4, &self.inbound.remotes.v4, &self.outbound.remotes.v4, denied);
         let v6 = join(&self.known.v6, &self.inbound.remotes.v6, &self.outbound.remotes.v6, denied);
         let dense4 = self.context.overlay4.map(|net| (u32::from(net.network()), u32::from(net.broadcast())));
-        let dense6 = self.context.overlay6.map(|net| (u128::from(net.network()), u128::from(net.broadcast())));
+        let dense6 =
+            self.context.overlay6.map(|net| (u128::from(net.network()), u128::from(net.broadcast())));
         let (inside, v4) = split(v4, dense4);
         for interval in inside {
             for addr in interval.first..=interval.last {
@@ -162,12 +163,7 @@ fn halves(addr: u128) -> (u64, u64) {
 
 /// The cells of a set of addresses, from the classes of both directions. Where a direction names no class, its
 /// denied one stands: 0 would mean an unknown remote, or the node itself.
-fn join<T: Bits>(
-    set: &[(T, T)],
-    inbound: &[Interval<T>],
-    outbound: &[Interval<T>],
-    denied: u32,
-) -> Cells<T> {
+fn join<T: Bits>(set: &[(T, T)], inbound: &[Interval<T>], outbound: &[Interval<T>], denied: u32) -> Cells<T> {
     let mut cells: Cells<T> = Vec::new();
     let (mut inbound, mut outbound) = (inbound, outbound);
     for &(first, last) in set {
@@ -183,7 +179,9 @@ fn join<T: Bits>(
                 class(out_class.unwrap_or_else(|| abi::outbound(denied))),
             );
             match cells.last_mut() {
-                Some(previous) if previous.class == cell && previous.last.next() == Some(at) => previous.last = end,
+                Some(previous) if previous.class == cell && previous.last.next() == Some(at) => {
+                    previous.last = end
+                }
                 _ => cells.push(Interval { first: at, last: end, class: cell }),
             }
             from = end.next();
@@ -221,7 +219,9 @@ fn split<T: Bits>(cells: Cells<T>, dense: Option<(T, T)>) -> (Cells<T>, Cells<T>
         {
             let rest = Interval { first: cell.first.max(after), ..cell };
             match outside.last_mut() {
-                Some(left) if left.class == rest.class && left.last.next() == Some(low) && rest.first == after => {
+                Some(left)
+                    if left.class == rest.class && left.last.next() == Some(low) && rest.first == after =>
+                {
                     left.last = rest.last;
                 }
                 _ => outside.push(rest),
@@ -232,11 +232,7 @@ fn split<T: Bits>(cells: Cells<T>, dense: Option<(T, T)>) -> (Cells<T>, Cells<T>
 }
 
 /// Disjoint intervals as prefixes.
-fn nets(
-    side: &'static str,
-    v4: Cells<u32>,
-    v6: Cells<u128>,
-) -> Result<Vec<(IpNet, u32)>, CompileError> {
+fn nets(side: &'static str, v4: Cells<u32>, v6: Cells<u128>) -> Result<Vec<(IpNet, u32)>, CompileError> {
     let mut nets: Vec<(IpNet, u32)> = Vec::new();
     for cell in v4 {
         nets.extend(v4_nets(cell.first, cell.last).map(|net| (IpNet::V4(net), cell.class)));

@@ -164,7 +164,9 @@ fn ranges<'s, T: Copy + 's>(
     sets: &'s [&'s AddrSet],
     family: impl Fn(&'s AddrSet) -> &'s Vec<(T, T)> + 's,
 ) -> impl Iterator<Item = (usize, (T, T))> + 's {
-    sets.iter().enumerate().flat_map(move |(number, set)| family(set).iter().map(move |&range| (number, range)))
+    sets.iter()
+        .enumerate()
+        .flat_map(move |(number, set)| family(set).iter().map(move |&range| (number, range)))
 }
 
 /// Cuts intervals down to a set.
@@ -208,7 +210,8 @@ fn services(parts: &Parts<'_>) -> Result<Services, CompileError> {
         };
         let with = parts.services.iter().enumerate().filter(|(_, service)| applies(service));
         // The protocol is the one point that its services contain.
-        let point = classes.sweep(with.map(|(number, _)| (number, (u32::from(protocol), u32::from(protocol)))))?;
+        let point =
+            classes.sweep(with.map(|(number, _)| (number, (u32::from(protocol), u32::from(protocol)))))?;
         protocols.push(point.first().map_or(0, |interval| interval.class));
     }
     let count = classes.signatures.len();

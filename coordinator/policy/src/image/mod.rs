@@ -151,7 +151,8 @@ impl ClassImage {
             return None;
         }
         let same = |range: std::ops::Range<usize>| self.words[range.clone()] == old.words[range];
-        if !same(0..generation) || !same(generation + 1..tables.start) || !same(tables.end..self.words.len()) {
+        if !same(0..generation) || !same(generation + 1..tables.start) || !same(tables.end..self.words.len())
+        {
             return None;
         }
         let mut writes = Vec::new();

@@ -52,7 +52,11 @@ impl Classes {
     fn toggle(&mut self, set: usize) {
         let (word, bit) = (set / 64, 1 << (set % 64));
         self.active[word] ^= bit;
-        if self.active[word] & bit == 0 { self.count -= 1 } else { self.count += 1 }
+        if self.active[word] & bit == 0 {
+            self.count -= 1
+        } else {
+            self.count += 1
+        }
         self.hash ^= mix(set as u64 + 1);
     }
 
@@ -145,7 +149,8 @@ mod tests {
     #[test]
     fn points_of_a_class_are_in_the_same_sets() {
         let sets: [&[(u32, u32)]; 3] = [&[(0, 9), (20, u32::MAX)], &[(5, 25)], &[(u32::MAX, u32::MAX)]];
-        let ranges = || sets.iter().enumerate().flat_map(|(set, ranges)| ranges.iter().map(move |&r| (set, r)));
+        let ranges =
+            || sets.iter().enumerate().flat_map(|(set, ranges)| ranges.iter().map(move |&r| (set, r)));
         let mut classes = Classes::new("addresses", sets.len());
         let intervals = classes.sweep(ranges()).unwrap();
         for point in [0, 1, 4, 5, 9, 10, 19, 20, 25, 26, u32::MAX - 1, u32::MAX] {

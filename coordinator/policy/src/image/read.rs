@@ -87,8 +87,8 @@ impl ClassImage {
             }
             IpAddr::V6(addr) => {
                 let number = u128::from(addr);
-                let overlay =
-                    u128::from(self.word(header::OVERLAY6_HI)) << 48 | u128::from(self.word(header::OVERLAY6_LO));
+                let overlay = u128::from(self.word(header::OVERLAY6_HI)) << 48
+                    | u128::from(self.word(header::OVERLAY6_LO));
                 if self.has(flags::HAS_V6) && number >> 16 == overlay {
                     return self.cell(abi::REMOTE6, u32::try_from(number & 0xffff).unwrap_or_default());
                 }
@@ -103,7 +103,8 @@ impl ClassImage {
                 self.has(flags::HAS_V4) && u64::from(u32::from(addr)) == self.word(header::OWN4)
             }
             IpAddr::V6(addr) => {
-                let own = u128::from(self.word(header::OWN6_HI)) << 64 | u128::from(self.word(header::OWN6_LO));
+                let own =
+                    u128::from(self.word(header::OWN6_HI)) << 64 | u128::from(self.word(header::OWN6_LO));
                 self.has(flags::HAS_V6) && u128::from(addr) == own
             }
         }

@@ -123,6 +123,8 @@ impl Policy {
         let mut sides = aliases::Sides::new(self, &topology, &people, &scopes);
         let mut rules = Vec::with_capacity(self.rules.len());
         let mut own_rules = Vec::new();
+        // Equal services share memory: filters are made of references to them.
+        let mut known_services: HashMap<&[Service], Arc<[Service]>> = HashMap::new();
         if self.unrestricted {
             let protocols = ProtocolSet([u64::MAX; 4]);
             let services = [Service { protocols, ports: [PortRange::ALL].into() }];
@@ -133,7 +135,10 @@ impl Policy {
         for rule in self.rules.iter() {
             let src = sides.source(&rule.src);
             for target in &rule.targets {
-                let services: Arc<[Service]> = target.services.as_slice().into();
+                let services = known_services
+                    .entry(&target.services)
+                    .or_insert_with(|| target.services.as_slice().into())
+                    .clone();
                 let resolved = ResolvedRule { origin: rule.origin, src, dst: 0, services };
                 let others = || target.dst.iter().filter(|&dst| *dst != OWN);
                 if target.dst.contains(&OWN) {
@@ -219,25 +224,41 @@ impl ResolvedPolicy {
     /// What the node enforces. Rules are in the order of the policy.
     pub fn node_filter(&self, node: usize) -> NodeFilter {
         let Some(scope) = self.scopes.get(node) else { return NodeFilter::default() };
-        let mut filter = NodeFilter::default();
-        for &side_number in self.dst_sides.of(node) {
-            let side = &self.sides[index(side_number)];
-            let here = if side.via { &scope.routes } else { &scope.all };
-            let dst = Arc::new(side.addrs.intersection(here));
-            for rule in self.rules_to(side_number) {
-                push(&mut filter.inbound, rule, &self.sides[index(rule.src)].addrs, &dst);
-            }
+        let here = |side: &Side| if side.via { Arc::clone(&scope.routes) } else { Arc::clone(&scope.all) };
+        let (rules, dst) = self.rules_by_number(self.dst_sides.of(node), &self.by_dst, here);
+        let mut inbound = Vec::with_capacity(rules.len());
+        for (rule, at) in rules {
+            let rule = &self.rules[index(rule)];
+            push(&mut inbound, rule, &self.sides[index(rule.src)].addrs, &dst[index(at)]);
         }
-        for &side_number in self.src_sides.of(node) {
-            let src = Arc::new(self.sides[index(side_number)].addrs.intersection(&scope.all));
-            for rule in self.rules_from(side_number) {
-                push(&mut filter.outbound, rule, &src, &self.sides[index(rule.dst)].addrs);
-            }
+        let (rules, src) =
+            self.rules_by_number(self.src_sides.of(node), &self.by_src, |_| Arc::clone(&scope.all));
+        let mut outbound = Vec::with_capacity(rules.len());
+        for (rule, at) in rules {
+            let rule = &self.rules[index(rule)];
+            push(&mut outbound, rule, &src[index(at)], &self.sides[index(rule.dst)].addrs);
         }
+        let mut filter = NodeFilter { inbound, outbound };
         self.own_filter(node, &mut filter);
-        filter.inbound.sort_by_key(|rule| rule.origin);
-        filter.outbound.sort_by_key(|rule| rule.origin);
         filter
+    }
+
+    /// The rules of some sides in the order of the policy, each with the index of what its side means here.
+    fn rules_by_number(
+        &self,
+        sides: &[u32],
+        rules_of: &Grouped,
+        here: impl Fn(&Side) -> Arc<AddrSet>,
+    ) -> (Vec<(u32, u32)>, Vec<Arc<AddrSet>>) {
+        let mut rules = Vec::with_capacity(sides.iter().map(|&side| rules_of.of(index(side)).len()).sum());
+        let mut sets = Vec::with_capacity(sides.len());
+        for (&side, at) in sides.iter().zip(0_u32..) {
+            rules.extend(rules_of.of(index(side)).iter().map(|&rule| (rule, at)));
+            let side = &self.sides[index(side)];
+            sets.push(Arc::new(side.addrs.intersection(&here(side))));
+        }
+        rules.sort_unstable();
+        (rules, sets)
     }
 
     pub(crate) fn rules_from(&self, side: u32) -> impl Iterator<Item = &ResolvedRule> {
@@ -266,6 +287,8 @@ impl ResolvedPolicy {
             let src = Arc::new(src.intersection(&scope.own));
             push(&mut filter.outbound, rule, &src, family);
         }
+        filter.inbound.sort_by_key(|rule| rule.origin);
+        filter.outbound.sort_by_key(|rule| rule.origin);
     }
 }
 
