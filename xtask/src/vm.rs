@@ -24,6 +24,8 @@ pub(crate) use machine::{Event, Machine, Report};
 /// Tests scale their time limits by this in a machine. Emulation computes 20 to 30 times slower than the
 /// host, but most of what a test waits for is not computing.
 pub(crate) const TIME_FACTOR: u32 = 8;
+/// A test program that takes longer in a machine hangs.
+const TEST_LIMIT: Duration = Duration::from_mins(8);
 /// Where test programs lie in a machine.
 const PROGRAMS: &str = "/gw/bin";
 
@@ -57,6 +59,8 @@ pub(crate) struct Job {
     pub(crate) directory: String,
     /// Its environment.
     pub(crate) environment: Vec<(String, String)>,
+    /// When it is ended, so that the jobs after it get their turn.
+    pub(crate) limit: Option<Duration>,
 }
 
 /// Options of `cargo xtask vm`.
@@ -226,6 +230,7 @@ impl Job {
             command: words.to_vec(),
             directory: "/root".to_owned(),
             environment: Vec::new(),
+            limit: None,
         }
     }
 
@@ -243,6 +248,7 @@ impl Job {
             command: std::iter::once(guest_path(test)).chain(arguments.iter().cloned()).collect(),
             directory,
             environment: variables.map(|(name, value)| (name.to_owned(), value)).into(),
+            limit: Some(TEST_LIMIT),
         }
     }
 }

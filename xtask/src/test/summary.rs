@@ -4,6 +4,9 @@ use std::fmt;
 use std::iter::Sum;
 use std::ops::Add;
 
+/// What `timeout` exits with when it had to end a program.
+const OUT_OF_TIME: i32 = 124;
+
 /// How many tests passed and failed, and which.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
@@ -39,6 +42,9 @@ impl Summary {
             Some(0) if silent => summary.passed += 1,
             Some(0) => {}
             _ if summary.failed > 0 => {}
+            Some(OUT_OF_TIME) => {
+                summary.fail("the test program as a whole (it hangs and was ended)".to_owned())
+            }
             Some(code) => summary.fail(format!("the test program as a whole (exit code {code})")),
             None => summary.fail("the test program as a whole (it did not come to an end)".to_owned()),
         }

@@ -18,7 +18,8 @@ const INIT: &str = include_str!("init.sh");
 /// The tools that come from the host. The first two are required; a missing other one is left out.
 const TOOLS: &[&str] = &[
     "busybox", "dash", "ip", "tc", "ss", "bridge", "nft", "wg", "ping", "iperf3", "tcpdump", "bpftool",
-    "kmod", "sysctl", "nsenter", "unshare", "setpriv", "ps", "bash", "ethtool", "ncat", "socat", "strace",
+    "kmod", "sysctl", "nsenter", "unshare", "setpriv", "ps", "bash", "timeout", "ethtool", "ncat", "socat",
+    "strace",
 ];
 
 /// Modules that are loaded on demand in the machine; what they depend on comes along.
@@ -268,7 +269,9 @@ fn script(jobs: &[Job], mark: &str) -> String {
     let job = |(number, job): (usize, &Job)| {
         let variables =
             job.environment.iter().map(|(name, value)| format!("{}={}", quote(name), quote(value)));
-        let words: Vec<String> = variables.chain(job.command.iter().map(|word| quote(word))).collect();
+        let limit = job.limit.iter().map(|limit| format!("timeout --kill-after=10 {}", limit.as_secs()));
+        let command = job.command.iter().map(|word| quote(word));
+        let words: Vec<String> = variables.chain(limit).chain(command).collect();
         format!(
             "begin {number}\n(cd {} && exec env {}) </dev/null >/dev/ttyS1 2>&1\nend {number} $?\n",
             quote(&job.directory),
@@ -297,10 +300,14 @@ mod tests {
             command: vec!["echo".into(), "it's".into()],
             directory: "/tmp".into(),
             environment: vec![("A".into(), "b c".into())],
+            limit: Some(std::time::Duration::from_secs(9)),
         };
         let text = script(&[job], "@x");
         assert!(text.starts_with("GW_MARK=@x\nbegin 0\n"));
-        assert!(text.contains(r"(cd /tmp && exec env A='b c' echo 'it'\''s')"), "{text}");
+        assert!(
+            text.contains(r"(cd /tmp && exec env A='b c' timeout --kill-after=10 9 echo 'it'\''s')"),
+            "{text}"
+        );
         assert!(text.ends_with("end 0 $?\n"));
     }
 }
