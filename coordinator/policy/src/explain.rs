@@ -51,7 +51,7 @@ pub struct Party {
 pub struct RuleText {
     /// Which rule.
     pub origin: RuleOrigin,
-    /// The line that it begins on.
+    /// The rule as it is written, on one line.
     pub text: String,
 }
 
@@ -115,7 +115,7 @@ impl ResolvedPolicy {
     }
 
     fn rule_text(&self, origin: RuleOrigin) -> RuleText {
-        RuleText { origin, text: self.policy.line(origin.line).to_owned() }
+        RuleText { origin, text: self.policy.rule_text(origin) }
     }
 
     /// What keeps a rule from allowing the flow.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::alias::{Alias, AutoGroup, GroupMember};
-use crate::error::{PolicyError, PolicyErrors};
+use crate::error::{PolicyError, PolicyErrors, Span};
 use crate::filter::RuleOrigin;
 use crate::schema;
 use crate::service::Service;
@@ -32,6 +32,7 @@ pub struct Policy {
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
     pub(crate) origin: RuleOrigin,
+    pub(crate) span: Span,
     pub(crate) src: Vec<Alias>,
     pub(crate) targets: Vec<Target>,
     /// Only routers with one of these tags carry the traffic.
@@ -117,10 +118,17 @@ impl Policy {
         self.tag_owners.contains_key(tag)
     }
 
-    /// The line of the text, for messages; lines count from 1.
-    pub fn line(&self, line: u32) -> &str {
-        let index = usize::try_from(line).unwrap_or(usize::MAX).saturating_sub(1);
-        self.source.lines().nth(index).unwrap_or_default().trim()
+    /// The text of a rule on one line, without the comments between its lines; empty if there is no such rule.
+    pub fn rule_text(&self, origin: RuleOrigin) -> String {
+        const LONGEST: usize = 240;
+        let Some(rule) = self.rules.iter().find(|rule| rule.origin == origin) else { return String::new() };
+        let source = self.source.get(rule.span.start..rule.span.end).unwrap_or_default();
+        let lines = source.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"));
+        let text = lines.collect::<Vec<_>>().join(" ");
+        if text.chars().count() <= LONGEST {
+            return text;
+        }
+        text.chars().take(LONGEST).chain(" …".chars()).collect()
     }
 
     /// Whether the user may give the tag to a node: named in `tagOwners` as login, group or domain, or owning

@@ -68,7 +68,13 @@ impl Reader<'_> {
             }
         }
         let targets = targets_by_ports(wanted, protocol);
-        Rule { origin: self.origin(Section::Acls, index, node), src, targets, via: Vec::new() }
+        Rule {
+            origin: self.origin(Section::Acls, index, node),
+            span: node.span,
+            src,
+            targets,
+            via: Vec::new(),
+        }
     }
 
     fn own_needs_users(&mut self, span: Span, path: &str) {
@@ -289,7 +295,7 @@ impl Reader<'_> {
         }
         let via = field(&fields, "via").map(|via| self.via(via, &path, policy)).unwrap_or_default();
         let targets = vec![Target { dst, services }];
-        Rule { origin: self.origin(Section::Grants, index, node), src, targets, via }
+        Rule { origin: self.origin(Section::Grants, index, node), span: node.span, src, targets, via }
     }
 
     fn grant_destinations(&mut self, node: &Node, path: &str, policy: &Policy) -> Vec<Alias> {
