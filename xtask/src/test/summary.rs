@@ -43,7 +43,7 @@ impl Summary {
             Some(0) => {}
             _ if summary.failed > 0 => {}
             Some(OUT_OF_TIME) => {
-                summary.fail("the test program as a whole (it hangs and was ended)".to_owned())
+                summary.fail("the test program as a whole (it hangs and was ended)".to_owned());
             }
             Some(code) => summary.fail(format!("the test program as a whole (exit code {code})")),
             None => summary.fail("the test program as a whole (it did not come to an end)".to_owned()),
