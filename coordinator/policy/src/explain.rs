@@ -69,7 +69,7 @@ impl ResolvedPolicy {
     pub fn explain(&self, src: IpAddr, dst: IpAddr, protocol: u8, port: u16) -> Explanation {
         let flow = Flow { src, dst, protocol, dst_port: port };
         let (src_party, dst_party) = (self.party(src), self.party(dst));
-        let obstacles = self.obstacles(&flow, &src_party, &dst_party);
+        let obstacles = obstacles(&flow, &src_party, &dst_party);
         let mut allowed_by: Vec<RuleText> = Vec::new();
         let mut near: Vec<NearRule> = Vec::new();
         for (rule, own) in self.every_rule() {
@@ -175,13 +175,11 @@ impl ResolvedPolicy {
     fn router_of(&self, addr: IpAddr) -> Option<usize> {
         let subnets = self.scopes.subnets().filter(|net| net.contains(&addr));
         let longest = subnets.max_by_key(ipnet::IpNet::prefix_len);
-        match longest {
-            Some(net) => self.primary_router(net),
-            None => {
-                let set = crate::filter::AddrSet::from_addrs([addr]);
-                self.scopes.routers_to(&set).first().map(|&node| index(node))
-            }
+        if let Some(net) = longest {
+            return self.primary_router(net);
         }
+        let set = crate::filter::AddrSet::from_addrs([addr]);
+        self.scopes.routers_to(&set).first().map(|&node| index(node))
     }
 
     fn party(&self, address: IpAddr) -> Party {
@@ -195,25 +193,26 @@ impl ResolvedPolicy {
             routed: own.is_none() && node.is_some(),
         }
     }
+}
 
-    fn obstacles(&self, flow: &Flow, src: &Party, dst: &Party) -> Vec<String> {
-        let mut obstacles = Vec::new();
-        if flow.src.is_ipv4() != flow.dst.is_ipv4() {
-            obstacles.push("source and destination are of different address families".to_owned());
-        }
-        for party in [src, dst] {
-            if party.node.is_none() {
-                obstacles.push(format!(
-                    "no node has the address {}, and no node has an approved route to it",
-                    party.address
-                ));
-            }
-        }
-        if flow.src == flow.dst {
-            obstacles.push("source and destination are the same".to_owned());
-        }
-        obstacles
+/// What stands in the way apart from rules.
+fn obstacles(flow: &Flow, src: &Party, dst: &Party) -> Vec<String> {
+    let mut obstacles = Vec::new();
+    if flow.src.is_ipv4() != flow.dst.is_ipv4() {
+        obstacles.push("source and destination are of different address families".to_owned());
     }
+    for party in [src, dst] {
+        if party.node.is_none() {
+            obstacles.push(format!(
+                "no node has the address {}, and no node has an approved route to it",
+                party.address
+            ));
+        }
+    }
+    if flow.src == flow.dst {
+        obstacles.push("source and destination are the same".to_owned());
+    }
+    obstacles
 }
 
 impl fmt::Display for Party {

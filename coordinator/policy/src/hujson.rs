@@ -128,8 +128,8 @@ impl<'a> Parser<'a> {
             self.at += rest.find('\n').map_or(rest.len(), |newline| newline + 1);
             return Ok(());
         }
-        if rest.starts_with("/*") {
-            let Some(length) = rest[2..].find("*/") else {
+        if let Some(body) = rest.strip_prefix("/*") {
+            let Some(length) = body.find("*/") else {
                 return Err(self.fail(Span { start, end: start + 2 }, "this comment never ends", None));
             };
             self.at += length + 4;

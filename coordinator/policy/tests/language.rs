@@ -1,4 +1,5 @@
 //! What a user of the language relies on, beyond the conformance cases.
+#![expect(clippy::unwrap_used, reason = "the helpers of a test are as much a test as the rest")]
 
 use std::net::IpAddr;
 

@@ -69,7 +69,7 @@ pub fn run_case(text: &str) -> Result<(), String> {
         }
         (Some(expected), _, Ok(_)) => Err(format!("accepted, but must be refused: {}", expected.message)),
         (None, _, Err(message)) => Err(format!("refused, but must be accepted: {message}")),
-        (None, Some(expected), Ok(resolved)) => compare(resolved, &expected),
+        (None, Some(expected), Ok(resolved)) => compare(&resolved, &expected),
         (None, None, Ok(_)) => Err("the case expects nothing".to_owned()),
     }
 }
@@ -82,7 +82,7 @@ fn apply(policy: &str, topology: &Topology) -> Result<ResolvedPolicy, String> {
     if failures.is_empty() { Ok(resolved) } else { Err(failures.join("\n")) }
 }
 
-fn compare(resolved: ResolvedPolicy, expected: &BTreeMap<String, Expected>) -> Result<(), String> {
+fn compare(resolved: &ResolvedPolicy, expected: &BTreeMap<String, Expected>) -> Result<(), String> {
     let mut readings = readings(resolved)?;
     for reading in &mut readings {
         choose_primaries(reading, expected);
@@ -105,8 +105,8 @@ fn compare(resolved: ResolvedPolicy, expected: &BTreeMap<String, Expected>) -> R
 }
 
 /// The ways to read a case, the plain one first.
-fn readings(resolved: ResolvedPolicy) -> Result<Vec<ResolvedPolicy>, String> {
-    let approved = with_pending_routes(&resolved);
+fn readings(resolved: &ResolvedPolicy) -> Result<Vec<ResolvedPolicy>, String> {
+    let approved = with_pending_routes(resolved);
     let renumbered = without_ipv6_literals(resolved.policy(), resolved.topology());
     let mut readings = Vec::new();
     let policies = std::iter::once(resolved.policy().clone()).chain(renumbered);

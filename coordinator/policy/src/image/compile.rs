@@ -16,15 +16,12 @@ pub fn compile(filter: &NodeFilter, context: &NodeContext) -> Result<ClassImage,
     let own_v6 = context.own6.map(u128::from).map(|addr| (addr, addr));
     let own = AddrSet { v4: own_v4.into_iter().collect(), v6: own_v6.into_iter().collect() };
     let named;
-    let known = match &context.peers {
-        Some(peers) => peers.as_ref(),
-        None => {
-            named = union(
-                filter.inbound.iter().map(|rule| &rule.src),
-                filter.outbound.iter().map(|rule| &rule.dst),
-            );
-            &named
-        }
+    let known = if let Some(peers) = &context.peers {
+        peers.as_ref()
+    } else {
+        named =
+            union(filter.inbound.iter().map(|rule| &rule.src), filter.outbound.iter().map(|rule| &rule.dst));
+        &named
     };
     let routed =
         union(filter.inbound.iter().map(|rule| &rule.dst), filter.outbound.iter().map(|rule| &rule.src))

@@ -50,7 +50,7 @@ impl Layout<'_> {
                 return Err(CompileError::TooManyClasses { what: "remotes", count, limit });
             }
         }
-        let used = abi::MATRICES as u64 + inbound.rows.len() as u64 + outbound.rows.len() as u64;
+        let used = u64::from(abi::MATRICES) + inbound.rows.len() as u64 + outbound.rows.len() as u64;
         if used > u64::from(abi::WORDS) {
             let base = u64::from(abi::MATRICES);
             return Err(CompileError::TooLarge { words: used - base, room: u64::from(abi::WORDS) - base });
@@ -180,7 +180,7 @@ fn join<T: Bits>(set: &[(T, T)], inbound: &[Interval<T>], outbound: &[Interval<T
             );
             match cells.last_mut() {
                 Some(previous) if previous.class == cell && previous.last.next() == Some(at) => {
-                    previous.last = end
+                    previous.last = end;
                 }
                 _ => cells.push(Interval { first: at, last: end, class: cell }),
             }

@@ -126,11 +126,11 @@ impl ClassImage {
 
     /// Number of remote classes in the inbound and in the outbound matrix, the unknown one included.
     pub fn remote_classes(&self) -> (usize, usize) {
+        use abi::header::{IN_BASE, IN_LOCALS, IN_STRIDE, OUT_BASE, OUT_LOCALS, OUT_STRIDE, USED};
         let rows = |base: u32, end: u64, stride: u32, locals: u32| {
             let row = (self.word(stride) * self.word(locals)).max(1);
             usize::try_from((end - self.word(base)) / row).unwrap_or_default()
         };
-        use abi::header::{IN_BASE, IN_LOCALS, IN_STRIDE, OUT_BASE, OUT_LOCALS, OUT_STRIDE, USED};
         (
             rows(IN_BASE, self.word(OUT_BASE), IN_STRIDE, IN_LOCALS),
             rows(OUT_BASE, self.word(USED), OUT_STRIDE, OUT_LOCALS),

@@ -53,9 +53,9 @@ impl Classes {
         let (word, bit) = (set / 64, 1 << (set % 64));
         self.active[word] ^= bit;
         if self.active[word] & bit == 0 {
-            self.count -= 1
+            self.count -= 1;
         } else {
-            self.count += 1
+            self.count += 1;
         }
         self.hash ^= mix(set as u64 + 1);
     }

@@ -30,16 +30,14 @@ impl People {
         let mut addrs: Vec<Vec<_>> = vec![Vec::new(); users.len()];
         for node in &topology.nodes {
             let Some(login) = node.owner() else { continue };
-            let user = match by_login.get(login) {
-                Some(&user) => user,
-                None => {
-                    let user = number(users.len());
-                    users.push(User { login: login.to_owned(), groups: Vec::new() });
-                    by_login.insert(login.to_owned(), user);
-                    addrs.push(Vec::new());
-                    user
-                }
-            };
+            let known = by_login.get(login).copied();
+            let user = known.unwrap_or_else(|| {
+                let user = number(users.len());
+                users.push(User { login: login.to_owned(), groups: Vec::new() });
+                by_login.insert(login.to_owned(), user);
+                addrs.push(Vec::new());
+                user
+            });
             addrs[index(user)].extend_from_slice(&node.addresses);
         }
         let families = addrs.into_iter().map(|addrs| Arc::new(AddrSet::from_addrs(addrs))).collect();
@@ -126,7 +124,7 @@ pub(crate) struct Sides<'a> {
     names: HashMap<(&'a Alias, bool), u32>,
     resolved: Vec<Arc<AddrSet>>,
     known: HashMap<(Vec<u32>, Vec<&'a str>), u32>,
-    sides: Vec<Side>,
+    made: Vec<Side>,
     /// Tag → nodes.
     tags: BTreeMap<&'a str, Vec<u32>>,
 }
@@ -152,7 +150,7 @@ impl<'a> Sides<'a> {
             names: HashMap::new(),
             resolved: Vec::new(),
             known: HashMap::new(),
-            sides: Vec::new(),
+            made: Vec::new(),
             tags,
         }
     }
@@ -209,8 +207,8 @@ impl<'a> Sides<'a> {
             [one] => Arc::clone(&self.resolved[index(*one)]),
             many => Arc::new(AddrSet::union_of(many.iter().map(|&name| &*self.resolved[index(name)]))),
         };
-        let side = number(self.sides.len());
-        self.sides.push(self.make(addrs, &key.1));
+        let side = number(self.made.len());
+        self.made.push(self.make(addrs, &key.1));
         self.known.insert(key, side);
         side
     }
@@ -230,6 +228,6 @@ impl<'a> Sides<'a> {
     }
 
     pub(crate) fn finish(self) -> Vec<Side> {
-        self.sides
+        self.made
     }
 }

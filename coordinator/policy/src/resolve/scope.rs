@@ -11,7 +11,7 @@ use crate::topology::Topology;
 /// Every node's scope, and the way back from addresses to nodes.
 #[derive(Clone, Debug)]
 pub(crate) struct Scopes {
-    scopes: Vec<Scope>,
+    nodes: Vec<Scope>,
     v4: Vec<(u32, u32)>,
     v6: Vec<(u128, u32)>,
     /// Each approved subnet with its routers.
@@ -100,11 +100,11 @@ impl Scopes {
                 _ => grouped.push((net, vec![node])),
             }
         }
-        Self { scopes, v4, v6, subnets: grouped, exits }
+        Self { nodes: scopes, v4, v6, subnets: grouped, exits }
     }
 
     pub(crate) fn get(&self, node: usize) -> Option<&Scope> {
-        self.scopes.get(node)
+        self.nodes.get(node)
     }
 
     /// The approved subnets, without exit routes.

@@ -1,5 +1,6 @@
 //! `acls` and `grants`.
 
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use super::Reader;
@@ -8,7 +9,7 @@ use crate::error::{Span, did_you_mean};
 use crate::filter::{PortRange, RuleOrigin, Section};
 use crate::hujson::{Member, Node, Value};
 use crate::policy::{Policy, Rule, Target};
-use crate::service::{Service, normalise_ports, parse_ports, parse_protocol};
+use crate::service::{Service, parse_ports, parse_protocol};
 
 const ACL_FIELDS: [&str; 7] = ["action", "proto", "src", "dst", "users", "ports", "srcPosture"];
 const GRANT_FIELDS: [&str; 6] = ["src", "dst", "ip", "app", "via", "srcPosture"];
@@ -51,18 +52,14 @@ impl Reader<'_> {
         let src_node = self.one_of(&fields, ["src", "users"], node, &path);
         let dst_node = self.one_of(&fields, ["dst", "ports"], node, &path);
         let src = src_node.map(|src| self.sources(src, &format!("{path}.src"), policy)).unwrap_or_default();
-        let mut wanted: Vec<(Alias, Vec<PortRange>)> = Vec::new();
+        let mut wanted: BTreeMap<Alias, Vec<PortRange>> = BTreeMap::new();
         if let Some(dst) = dst_node {
             for (text, span, path) in self.strings(dst, &format!("{path}.dst")) {
-                match self.destination(text, protocol, policy, span, &path) {
-                    Some((alias, service)) => match wanted.iter_mut().find(|(known, _)| *known == alias) {
-                        Some((_, ports)) => ports.extend_from_slice(&service.ports),
-                        None => wanted.push((alias, service.ports.to_vec())),
-                    },
-                    None => continue,
+                if let Some((alias, service)) = self.destination(text, protocol, policy, span, &path) {
+                    wanted.entry(alias).or_default().extend_from_slice(&service.ports);
                 }
             }
-            let own = wanted.iter().any(|(alias, _)| *alias == Alias::Auto(AutoGroup::Own));
+            let own = wanted.contains_key(&Alias::Auto(AutoGroup::Own));
             if own && !src.iter().all(|alias| *alias == Alias::Any || names_people(alias)) {
                 self.own_needs_users(dst.span, &path);
             }
@@ -161,7 +158,7 @@ impl Reader<'_> {
         for (text, span, path) in self.strings(node, path) {
             match Alias::parse(text) {
                 Ok(alias) => {
-                    if self.source_fits(&alias, policy, span, &path) && !sources.contains(&alias) {
+                    if self.source_fits(&alias, policy, span, &path) {
                         sources.push(alias);
                     }
                 }
@@ -309,7 +306,7 @@ impl Reader<'_> {
                     self.out.error(span, &path, message, None);
                 }
                 Ok(alias) => {
-                    if self.destination_fits(&alias, policy, span, &path) && !destinations.contains(&alias) {
+                    if self.destination_fits(&alias, policy, span, &path) {
                         destinations.push(alias);
                     }
                 }
@@ -369,20 +366,15 @@ fn names_people(alias: &Alias) -> bool {
 }
 
 /// Destinations with equal ports share a target.
-fn targets_by_ports(wanted: Vec<(Alias, Vec<PortRange>)>, protocol: Option<u8>) -> Vec<Target> {
-    let mut targets: Vec<Target> = Vec::new();
-    for (alias, mut ports) in wanted {
-        normalise_ports(&mut ports);
-        match targets.iter_mut().find(|target| *target.services[0].ports == *ports) {
-            Some(target) => target.dst.push(alias),
-            None => {
-                // Each destination was read with this protocol, so the union of their ports fits it too.
-                let Ok(service) = Service::new(protocol, ports) else { continue };
-                targets.push(Target { dst: vec![alias], services: vec![service] });
-            }
+fn targets_by_ports(wanted: BTreeMap<Alias, Vec<PortRange>>, protocol: Option<u8>) -> Vec<Target> {
+    let mut targets: BTreeMap<Service, Vec<Alias>> = BTreeMap::new();
+    for (alias, ports) in wanted {
+        // Each destination was read with this protocol, so the union of its ports fits it too.
+        if let Ok(service) = Service::new(protocol, ports) {
+            targets.entry(service).or_default().push(alias);
         }
     }
-    targets
+    targets.into_iter().map(|(service, dst)| Target { dst, services: vec![service] }).collect()
 }
 
 /// Reads `host:ports`; an IPv6 address may stand in brackets, `[fd7a::1]/128:80`.

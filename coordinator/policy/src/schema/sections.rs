@@ -47,17 +47,13 @@ impl Reader<'_> {
                 continue;
             }
             let Some(text) = self.string(&member.node, &path) else { continue };
-            match parse_net(text.trim()) {
-                Some(net) => {
-                    hosts.insert(member.key.clone(), net);
-                }
-                None => {
-                    let message = format!(
-                        "hostname contains invalid IP address: hostname \"{name}\" address \"{text}\""
-                    );
-                    let hint = "write an address or a prefix, such as 192.168.1.0/24".to_owned();
-                    self.out.error(member.node.span, &path, message, Some(hint));
-                }
+            if let Some(net) = parse_net(text.trim()) {
+                hosts.insert(member.key.clone(), net);
+            } else {
+                let message =
+                    format!("hostname contains invalid IP address: hostname \"{name}\" address \"{text}\"");
+                let hint = "write an address or a prefix, such as 192.168.1.0/24".to_owned();
+                self.out.error(member.node.span, &path, message, Some(hint));
             }
         }
         hosts
@@ -96,12 +92,11 @@ impl Reader<'_> {
             for route in self.object(&member.node, "autoApprovers.routes").unwrap_or_default() {
                 let path = format!("autoApprovers.routes[\"{}\"]", route.key);
                 let approvers = self.owners(&route.node, &path, &policy.groups, &policy.tag_owners, false);
-                match parse_net(route.key.trim()) {
-                    Some(net) => policy.route_approvers.push((net, approvers)),
-                    None => {
-                        let message = format!("invalid prefix \"{}\"", route.key);
-                        self.out.error(route.key_span, &path, message, None);
-                    }
+                if let Some(net) = parse_net(route.key.trim()) {
+                    policy.route_approvers.push((net, approvers));
+                } else {
+                    let message = format!("invalid prefix \"{}\"", route.key);
+                    self.out.error(route.key_span, &path, message, None);
                 }
             }
         }
@@ -126,10 +121,9 @@ impl Reader<'_> {
                 }
             };
             let fits = match &alias {
-                Alias::User(_) | Alias::UserDomain(_) => true,
+                Alias::User(_) | Alias::UserDomain(_) | Alias::Auto(AutoGroup::Member) => true,
                 Alias::Group(group) => self.known_group(group, groups, span, &path),
                 Alias::Tag(tag) => self.known_tag(tag, tags, "", span, &path),
-                Alias::Auto(AutoGroup::Member) => true,
                 Alias::Auto(AutoGroup::Admin) => tag_owner,
                 Alias::Auto(AutoGroup::Tagged) => !tag_owner,
                 _ => false,

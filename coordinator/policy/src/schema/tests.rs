@@ -33,7 +33,10 @@ impl Reader<'_> {
         for (name, member) in self.fields(node, &path, &FIELDS) {
             let path = format!("{path}.{name}");
             match name {
-                "src" => test.src = self.string(&member.node, &path).unwrap_or_default().trim().to_owned(),
+                "src" => {
+                    let src = self.string(&member.node, &path).unwrap_or_default();
+                    src.trim().clone_into(&mut test.src);
+                }
                 "proto" => test.protocol = self.test_protocol(&member.node, &path),
                 "srcPostureAttrs" => {
                     self.out.warn(member.key_span, &path, "device postures are not known here", None);
