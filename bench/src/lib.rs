@@ -1,4 +1,5 @@
 //! Benchmarks: what is measured, and how its inputs are made. The binaries print tables and end with one line of
 //! JSON.
 
+pub mod acl;
 pub mod policy;

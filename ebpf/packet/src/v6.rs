@@ -70,10 +70,12 @@ impl Family for V6 {
 
     #[inline(always)]
     fn is_carried(addr: [u32; 4]) -> bool {
-        let [word, ..] = addr;
-        let word = u32::from_be(word);
-        // ff00::/8 and fe80::/10.
-        word >> 24 != 0xff && word >> 22 != 0xfe80 >> 6
+        let [a, b, c, _] = addr;
+        let first = u32::from_be(a);
+        // ff00::/8, fe80::/10, and IPv4-mapped addresses, which are for sockets and must not be on a wire: they
+        // would be taken for the IPv4 address wherever both families share a table.
+        let mapped = a == 0 && b == 0 && c == 0x0000_ffff_u32.to_be();
+        first >> 24 != 0xff && first >> 22 != 0xfe80 >> 6 && !mapped
     }
 
     #[inline(always)]

@@ -16,8 +16,9 @@ use crate::{limit, maps, nets};
 const SECOND: u64 = 1_000_000_000;
 
 /// A packet passed, and accepted packets are sampled.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn accepted(context: *mut __sk_buff, direction: u32, code: u64) -> u64 {
+pub extern "C" fn accepted(context: *mut __sk_buff, direction: u32, code: u64) -> u64 {
     let Some(limiter) = maps::LIMITER.get_ptr_mut(0) else { return 0 };
     let every = u64::from(limit::config().accept_sample);
     // SAFETY: this CPU's value.
@@ -31,8 +32,9 @@ pub fn accepted(context: *mut __sk_buff, direction: u32, code: u64) -> u64 {
 }
 
 /// Tells of a packet.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn report(context: *mut __sk_buff, direction: u32, code: u64, action: u32) -> u64 {
+pub extern "C" fn report(context: *mut __sk_buff, direction: u32, code: u64, action: u32) -> u64 {
     let skb = Skb::again(context);
     let direction = if direction == Direction::Ingress as u32 { Direction::Ingress } else { Direction::Egress };
     let mut event = blank(&skb, direction, code, action);

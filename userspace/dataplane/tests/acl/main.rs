@@ -1,0 +1,12 @@
+//! The access control programs on a real kernel. Needs root and a BPF filesystem.
+
+#[expect(dead_code, reason = "shared with other tests, which use all of it")]
+#[path = "../netns/mod.rs"]
+mod netns;
+
+mod differential;
+mod lab;
+mod lifecycle;
+mod model;
+mod packets;
+mod policies;
