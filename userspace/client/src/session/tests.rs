@@ -473,7 +473,8 @@ impl World {
             }
             let there = self.session.map().map(|map| (map.epoch.clone(), map.revision))
                 == Some((self.model.epoch.to_string(), self.model.revision));
-            if there && self.session.is_settled() && self.connected {
+            let applied = self.last_applied == Some((self.model.epoch.to_string(), self.model.revision));
+            if there && applied && self.session.is_settled() && self.connected {
                 return;
             }
             self.now += Duration::from_secs(5);
