@@ -1,10 +1,15 @@
 //! Links, addresses, routes and their changes on the running kernel, in namespaces of the tests' own.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail like the test")]
+
 mod netns;
 
 use ghostwire_dataplane::netlink::{Change, Error, Monitor, Netlink, Rank, Route, tunnel_mtu};
 use ipnet::IpNet;
 use netns::{Netns, eventually};
+
+/// Recognises a change.
+type Expected = Box<dyn Fn(&Change) -> bool>;
 
 fn nets(list: &[&str]) -> Vec<IpNet> {
     list.iter().map(|net| net.parse().unwrap()).collect()
@@ -159,7 +164,7 @@ fn changes_are_reported_as_they_happen() {
             netlink.replace_route(&Route::through(&link, "10.6.0.0/24".parse().unwrap())).unwrap();
             netlink.set_mtu(&link, 1300).unwrap();
             netlink.remove_address(&link, net).unwrap();
-            let mut wanted: Vec<(&str, Box<dyn Fn(&Change) -> bool>)> = vec![
+            let mut wanted: Vec<(&str, Expected)> = vec![
                 ("address", Box::new(move |c| matches!(c, Change::Address(a) if a.net == net))),
                 ("route", Box::new(|c| matches!(c, Change::Route(r) if r.is_ours()))),
                 ("link", Box::new(|c| matches!(c, Change::Link(l) if l.mtu == 1300))),

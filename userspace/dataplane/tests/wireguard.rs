@@ -6,6 +6,8 @@
 //! The process of a userspace device is this test program again: with the arguments of the hidden
 //! subcommand, the "test" `helper_process` becomes it; `daemon_process` becomes a daemon to be killed.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail like the test")]
+
 mod netns;
 
 use std::{
@@ -15,15 +17,16 @@ use std::{
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use ghostwire_dataplane::{
-    netlink::{LinkName, Netlink},
+    netlink::{Link, LinkName, Netlink},
     wireguard::{
         Backend, Choice, Device, DeviceConfig, DeviceStatus, Error, Helper, Opened, Options, PeerConfig,
-        PeerStatus, PeerUpdate, PresharedKey, PrivateKey, SUBCOMMAND, Update, UserspaceDevice, adopt,
-        run_userspace,
+        PeerStatus, PeerUpdate, PresharedKey, PrivateKey, PublicKey, SUBCOMMAND, Update, UserspaceDevice,
+        adopt, run_userspace,
     },
 };
 use netns::{Netns, eventually};
@@ -86,9 +89,46 @@ fn engines() -> Vec<Choice> {
     }
 }
 
+/// A device, used from within its namespace: the kernel's is found only there.
+struct Wg {
+    device: Device,
+    netns: Arc<Netns>,
+}
+
+impl Wg {
+    fn apply(&self, device: &DeviceConfig, peers: &[PeerConfig]) -> Result<Update, Error> {
+        self.netns.run(|| self.device.apply(device, peers))
+    }
+
+    fn change(&self, update: &Update) -> Result<(), Error> {
+        self.netns.run(|| self.device.change(update))
+    }
+
+    fn set_endpoint(&self, peer: &PublicKey, endpoint: SocketAddr) -> Result<(), Error> {
+        self.netns.run(|| self.device.set_endpoint(peer, endpoint))
+    }
+
+    fn status(&self) -> Result<DeviceStatus, Error> {
+        self.netns.run(|| self.device.status())
+    }
+
+    fn link(&self) -> Result<Link, Error> {
+        self.device.link()
+    }
+
+    fn backend(&self) -> Backend {
+        self.device.backend()
+    }
+
+    fn delete(self) -> Result<(), Error> {
+        let Self { device, netns } = self;
+        netns.run(|| device.delete())
+    }
+}
+
 /// One end of a tunnel.
 struct Node {
-    netns: Netns,
+    netns: Arc<Netns>,
     dir: TempDir,
     choice: Choice,
     key: PrivateKey,
@@ -111,12 +151,16 @@ impl Drop for Node {
 impl Node {
     fn new(choice: Choice, port: u16) -> Self {
         let dir = TempDir::new().unwrap();
-        Self { netns: Netns::new(), dir, choice, key: PrivateKey::generate(), port }
+        Self { netns: Arc::new(Netns::new()), dir, choice, key: PrivateKey::generate(), port }
     }
 
-    fn open(&self) -> (Device, Opened) {
-        let options = options(self.dir.path(), self.choice);
-        self.netns.run(|| Device::open(&options)).unwrap()
+    fn open(&self) -> (Wg, Opened) {
+        self.open_as(&options(self.dir.path(), self.choice)).unwrap()
+    }
+
+    fn open_as(&self, options: &Options) -> Result<(Wg, Opened), Error> {
+        let (device, opened) = self.netns.run(|| Device::open(options))?;
+        Ok((Wg { device, netns: Arc::clone(&self.netns) }, opened))
     }
 
     fn config(&self) -> DeviceConfig {
@@ -136,7 +180,7 @@ impl Node {
     }
 
     /// Opens the device and makes it number `number` of the overlay.
-    fn start(&self, number: u8, peers: &[PeerConfig]) -> Device {
+    fn start(&self, number: u8, peers: &[PeerConfig]) -> Wg {
         let (device, opened) = self.open();
         assert_eq!(opened, Opened::Created);
         device.apply(&self.config(), peers).unwrap();
@@ -157,7 +201,7 @@ impl Node {
 }
 
 /// Two nodes, 1 and 2, on the network 192.0.2.0/24 and in the overlay 100.64.0.0/10.
-fn pair(choice: Choice) -> (Node, Device, Node, Device) {
+fn pair(choice: Choice) -> (Node, Wg, Node, Wg) {
     let (a, b) = (Node::new(choice, 51820), Node::new(choice, 51821));
     a.netns.connect(&b.netns, "eth0", "192.0.2.1/24", "192.0.2.2/24");
     let at_b = b.start(2, &[a.as_peer(1)]);
@@ -165,7 +209,7 @@ fn pair(choice: Choice) -> (Node, Device, Node, Device) {
     (a, at_a, b, at_b)
 }
 
-fn only_peer(device: &Device) -> PeerStatus {
+fn only_peer(device: &Wg) -> PeerStatus {
     let status = device.status().unwrap();
     assert_eq!(status.peers.len(), 1);
     status.peers[0].clone()
@@ -265,7 +309,7 @@ fn adopting_and_applying_again_resets_no_session() {
         drop(at_a);
         for choice in [choice, Choice::Auto] {
             let options = options(a.dir.path(), choice);
-            let (device, opened) = a.netns.run(|| Device::open(&options)).unwrap();
+            let (device, opened) = a.open_as(&options).unwrap();
             assert_eq!(opened, Opened::Adopted);
             let change = device.apply(&a.config(), &[b.as_peer(2)]).unwrap();
             assert!(change.is_empty(), "{change:?}");
@@ -415,7 +459,7 @@ fn a_foreign_interface_of_the_same_name_is_refused_and_left_alone() {
         let node = Node::new(choice, 51820);
         node.netns.ip("link add gw0 type bridge");
         let options = options(node.dir.path(), choice);
-        let error = node.netns.run(|| Device::open(&options)).unwrap_err();
+        let error = node.open_as(&options).err().unwrap();
         assert!(matches!(error, Error::NameTaken { .. }), "{error}");
         assert!(error.to_string().contains("ip link delete gw0"), "{error}");
         assert!(node.netns.ip("-d link show gw0").contains("bridge"));
@@ -431,19 +475,19 @@ fn a_device_of_ours_with_another_engine_is_replaced() {
         assert_eq!(device.backend(), Backend::Userspace);
         for (choice, backend) in [(kernel, Backend::Kernel), (userspace, Backend::Userspace)] {
             let options = options(node.dir.path(), choice);
-            let (device, opened) = node.netns.run(|| Device::open(&options)).unwrap();
+            let (device, opened) = node.open_as(&options).unwrap();
             assert_eq!((device.backend(), opened), (backend, Opened::Created));
         }
     } else {
         let node = Node::new(Choice::Kernel, 51820);
         let options = options(node.dir.path(), Choice::Kernel);
-        let error = node.netns.run(|| Device::open(&options)).unwrap_err();
+        let error = node.open_as(&options).err().unwrap();
         assert!(matches!(error, Error::NoKernelSupport), "{error}");
     }
 }
 
 /// A userspace device alone.
-fn lone_device() -> (Node, Device, UserspaceDevice) {
+fn lone_device() -> (Node, Wg, UserspaceDevice) {
     let node = Node::new(Choice::Userspace, 51820);
     let (device, _) = node.open();
     let userspace = adopt(&name(), node.dir.path()).unwrap().unwrap();
@@ -546,13 +590,9 @@ fn the_configuration_socket_is_private_and_survives_nonsense() {
     let (_node, device, userspace) = lone_device();
     let mode = std::fs::metadata(userspace.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let nonsense: [&[u8]; 5] = [
-        b"\xff\xfe\n\n",
-        b"get=1\nwhat=1\n\n",
-        b"set=1\nprivate_key=short\n\n",
-        b"hello\n\n",
-        &[b'x'; 100_000],
-    ];
+    let long = vec![b'x'; 100_000];
+    let nonsense: [&[u8]; 5] =
+        [b"\xff\xfe\n\n", b"get=1\nwhat=1\n\n", b"set=1\nprivate_key=short\n\n", b"hello\n\n", &long];
     for bytes in nonsense {
         let mut stream = UnixStream::connect(userspace.socket()).unwrap();
         // The process may hang up before it has read everything.
@@ -660,7 +700,7 @@ fn other_devices_are_left_alone() {
         let (a, at_a, _b, _at_b) = pair(choice);
         let second: LinkName = "gw1".parse().unwrap();
         let options = Options { name: second.clone(), ..options(a.dir.path(), choice) };
-        let (other, opened) = a.netns.run(|| Device::open(&options)).unwrap();
+        let (other, opened) = a.open_as(&options).unwrap();
         assert_eq!(opened, Opened::Created);
         let config = DeviceConfig { listen_port: 51900, ..a.config() };
         other.apply(&config, &[PeerConfig::new(PrivateKey::generate().public_key())]).unwrap();

@@ -85,7 +85,7 @@ impl Netlink {
             .rtattrs(RtBuffer::<Ifa, Buffer>::new())
             .build()
             .map_err(|error| Error::Exchange { action: action(), reason: error.to_string() })?;
-        let answers: Vec<Ifaddrmsg> = self.query(Rtm::Getaddr, NlmF::DUMP, message, action)?;
+        let answers: Vec<Ifaddrmsg> = self.query(Rtm::Getaddr, NlmF::DUMP, &message, action)?;
         Ok(answers.iter().filter_map(Address::from_message).collect())
     }
 

@@ -81,7 +81,7 @@ impl Netlink {
         &self,
         kind: Rtm,
         flags: NlmF,
-        payload: P,
+        payload: &P,
         action: impl FnOnce() -> String,
     ) -> Result<Vec<R>, Error>
     where

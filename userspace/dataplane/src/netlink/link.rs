@@ -141,7 +141,7 @@ impl Netlink {
     pub fn links(&self) -> Result<Vec<Link>, Error> {
         let action = || "list the network interfaces".to_owned();
         let message = request(0, Iff::empty(), RtBuffer::new(), action)?;
-        let answers: Vec<Ifinfomsg> = self.query(Rtm::Getlink, NlmF::DUMP, message, action)?;
+        let answers: Vec<Ifinfomsg> = self.query(Rtm::Getlink, NlmF::DUMP, &message, action)?;
         Ok(answers.iter().filter_map(Link::from_message).collect())
     }
 
@@ -150,7 +150,7 @@ impl Netlink {
         let action = || format!("look up interface {name}");
         let list = attributes([attribute(Ifla::Ifname, &terminated(name.as_str()))]);
         let message = request(0, Iff::empty(), list, action)?;
-        match self.query::<_, Ifinfomsg>(Rtm::Getlink, NlmF::ACK, message, action) {
+        match self.query::<_, Ifinfomsg>(Rtm::Getlink, NlmF::ACK, &message, action) {
             Ok(answers) => Ok(answers.iter().find_map(Link::from_message)),
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),

@@ -154,7 +154,7 @@ impl Netlink {
                 .rtattrs(RtBuffer::new())
                 .build()
                 .map_err(|error| Error::Exchange { action: action(), reason: error.to_string() })?;
-            let answers: Vec<Rtmsg> = self.query(Rtm::Getroute, NlmF::DUMP, message, action)?;
+            let answers: Vec<Rtmsg> = self.query(Rtm::Getroute, NlmF::DUMP, &message, action)?;
             routes.extend(answers.iter().filter_map(Route::from_message));
         }
         Ok(routes)

@@ -36,12 +36,11 @@ pub(super) fn status(name: &LinkName) -> Result<DeviceStatus, Error> {
         let peer = peer_status(info);
         // The kernel splits a peer with many addresses over several messages; only the first one
         // carries more than addresses.
-        match known.get(&peer.public_key) {
-            Some(index) => peers[*index].allowed_ips.extend(peer.allowed_ips),
-            None => {
-                known.insert(peer.public_key, peers.len());
-                peers.push(peer);
-            }
+        if let Some(index) = known.get(&peer.public_key) {
+            peers[*index].allowed_ips.extend(peer.allowed_ips);
+        } else {
+            known.insert(peer.public_key, peers.len());
+            peers.push(peer);
         }
     }
     Ok(DeviceStatus {

@@ -123,8 +123,8 @@ impl PrivateKey {
         let mut bytes = [0; 32];
         rand::fill(&mut bytes);
         // Clamped (RFC 7748 section 5), as the kernel stores it: what is read back compares equal.
-        bytes[0] &= 248;
-        bytes[31] = (bytes[31] & 127) | 64;
+        bytes[0] &= 0xf8;
+        bytes[31] = (bytes[31] & 0x7f) | 0x40;
         Self(bytes)
     }
 
@@ -199,6 +199,6 @@ mod tests {
         let (one, two) = (PrivateKey::generate(), PrivateKey::generate());
         assert!(one != two);
         assert_eq!(one.as_bytes()[0] & 7, 0);
-        assert_eq!(one.as_bytes()[31] & 192, 64);
+        assert_eq!(one.as_bytes()[31] & 0xc0, 0x40);
     }
 }

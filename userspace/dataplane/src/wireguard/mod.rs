@@ -7,6 +7,9 @@
 //! do not change go on. Userspace devices are configured over a unix socket in the WireGuard
 //! configuration protocol (`uapi`), kernel ones over generic netlink (`kernel`).
 //!
+//! A kernel device is found in the network namespace of the calling thread: stay in the one that it was
+//! opened in.
+//!
 //! Calls block: microseconds for the kernel, at most [`ANSWER_TIMEOUT`] for a userspace process that
 //! hangs, and up to [`START_TIMEOUT`] while one starts.
 

@@ -16,7 +16,8 @@ impl Netns {
     /// A new namespace with nothing but its loopback, up.
     pub(crate) fn new() -> Self {
         let file = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace (root is needed)");
+            unshare(CloneFlags::CLONE_NEWNET)
+                .unwrap_or_else(|error| panic!("cannot make a network namespace, not root? {error}"));
             File::open("/proc/thread-self/ns/net").unwrap()
         });
         let netns = Self(file.join().unwrap());
@@ -77,7 +78,7 @@ impl Netns {
 /// Waits until `done`, long enough for emulated machines.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !done() {
         assert!(Instant::now() < deadline, "{what}: not within a minute");
         std::thread::sleep(Duration::from_millis(10));
