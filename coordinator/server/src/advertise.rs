@@ -34,7 +34,8 @@ fn is_reachable(address: &IpAddr) -> bool {
         // 100.64.0.0/10 is the mesh's own.
         IpAddr::V4(v4) => {
             let [a, b, ..] = v4.octets();
-            !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified() && !(a == 100 && b & 0xc0 == 64)
+            let is_overlay = a == 100 && b & 0xc0 == 64;
+            !(v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || is_overlay)
         }
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unique_local(),
     }

@@ -77,32 +77,31 @@ pub fn admit(draft: &mut Draft, application: &Application) -> Result<Arc<Node>, 
     }
     let again_with_same_key = existing.as_ref().is_some_and(|node| node.auth_key == key.id);
     let label = names::sanitise(&application.hostname);
-    let node = match existing {
-        Some(node) => {
-            let name = match () {
-                () if node.renamed || names::sanitise(&node.hostname) == label => node.name.clone(),
-                () => names::unique(&label, |name| network.name_taken(name, own_id)),
-            };
-            draft.put_node(Node {
-                name,
-                hostname: application.hostname.clone(),
-                node_key: application.node_key,
-                user: key.user.clone(),
-                tags,
-                ephemeral: key.ephemeral,
-                auth_key: key.id.clone(),
-                version: application.version.clone(),
-                os: application.os.clone(),
-                last_seen: now,
-                ..(*node).clone()
-            })
-        }
-        None => {
-            let name = names::unique(&label, |name| network.name_taken(name, None));
-            draft
-                .add_node(|id, host| new_node(id, host, name, tags, &key, application, now))
-                .ok_or(Refusal::NoAddress)?
-        }
+    let node = if let Some(node) = existing {
+        let keeps_name = node.renamed || names::sanitise(&node.hostname) == label;
+        let name = if keeps_name {
+            node.name.clone()
+        } else {
+            names::unique(&label, |name| network.name_taken(name, own_id))
+        };
+        draft.put_node(Node {
+            name,
+            hostname: application.hostname.clone(),
+            node_key: application.node_key,
+            user: key.user.clone(),
+            tags,
+            ephemeral: key.ephemeral,
+            auth_key: key.id.clone(),
+            version: application.version.clone(),
+            os: application.os.clone(),
+            last_seen: now,
+            ..(*node).clone()
+        })
+    } else {
+        let name = names::unique(&label, |name| network.name_taken(name, None));
+        draft
+            .add_node(|id, host| new_node(id, host, name, tags, &key, application, now))
+            .ok_or(Refusal::NoAddress)?
     };
     if !again_with_same_key {
         draft.put_key(AuthKeyRecord { uses: key.uses.saturating_add(1), ..(*key).clone() });

@@ -1,15 +1,30 @@
 //! HTTP for people and for monitoring, on the port that nodes use.
 
 use axum::Router;
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::writer::Handle;
 
-/// The routes beside gRPC's.
-pub fn routes(handle: Handle) -> Router {
-    Router::new().route("/", get(root)).route("/healthz", get(move || healthz(handle.clone())))
+/// gRPC's routes and those for people.
+pub fn routes(handle: Handle, grpc: Router) -> Router {
+    grpc.route("/", get(root))
+        .route("/healthz", get(move || std::future::ready(healthz(&handle))))
+        .fallback(nothing)
+}
+
+/// What is not there, in the language of who asks.
+async fn nothing(headers: HeaderMap) -> Response {
+    let is_grpc =
+        headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc {
+        tonic::Status::unimplemented("this coordinator has no such method; it may be older than you")
+            .into_http()
+    } else {
+        (StatusCode::NOT_FOUND, "there is nothing here\n").into_response()
+    }
 }
 
 async fn root() -> impl IntoResponse {
@@ -23,7 +38,7 @@ async fn root() -> impl IntoResponse {
 }
 
 /// 200 while changes can be made, 503 with the reasons while they cannot.
-async fn healthz(handle: Handle) -> (StatusCode, String) {
+fn healthz(handle: &Handle) -> (StatusCode, String) {
     let problems = handle.problems();
     if problems.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())

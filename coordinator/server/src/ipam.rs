@@ -47,8 +47,10 @@ impl HostPart {
 
 /// The ranges of a new network, from 40 random bits (RFC 4193).
 pub fn overlay_ranges(random: [u8; 5]) -> OverlayRanges {
-    let [a, b, c, d, e] = random;
-    let v6 = Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    octets[1..6].copy_from_slice(&random);
+    let v6 = Ipv6Addr::from(octets);
     OverlayRanges {
         v4: Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10),
         v4_nodes: Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 16),
@@ -161,8 +163,12 @@ mod tests {
                 }
                 // What is loaded after a restart allocates as if nothing had happened.
                 let mut loaded = Ipam::default();
-                held.iter().for_each(|host| loaded.take(*host));
-                ipam.freed.iter().for_each(|host| loaded.rest(*host));
+                for host in &held {
+                    loaded.take(*host);
+                }
+                for host in &ipam.freed {
+                    loaded.rest(*host);
+                }
                 prop_assert_eq!(loaded.allocate(), ipam.clone().allocate());
             }
         }

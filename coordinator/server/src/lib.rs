@@ -14,7 +14,7 @@
 //! - [`storage`]: durable state; [`audit`]: who changed what.
 //! - [`stream`]: nodes; [`admin`]: administrators; [`http`]: everybody else.
 //! - [`listener`], [`tls`], [`limits`], [`nonces`]: what stands between the network and all that.
-//! - [`server`]: wiring.
+//! - [`server`]: wiring; [`cli`], [`state_dir`] and [`shutdown`] are its beginning and its end.
 
 pub mod admin;
 pub mod advertise;

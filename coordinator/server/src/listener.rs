@@ -51,13 +51,14 @@ pub async fn serve(
             Some(_) = tasks.join_next() => continue,
         };
         match accepted {
-            Ok((stream, from)) => match connections.admit(from.ip()) {
-                Some(slot) => {
+            Ok((stream, from)) => {
+                if let Some(slot) = connections.admit(from.ip()) {
                     let connection = Connection { from, router: router.clone(), _slot: slot };
                     tasks.spawn(connection.run(stream, tls.clone(), shutdown.clone()));
+                } else {
+                    debug!(%from, "too many connections");
                 }
-                None => debug!(%from, "too many connections"),
-            },
+            }
             Err(error) => {
                 // Out of file descriptors, most likely: wait for connections to end instead of spinning.
                 warn!(%error, "cannot accept connections");

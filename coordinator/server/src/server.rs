@@ -36,6 +36,8 @@ use crate::{advertise, clock, http};
 /// The largest policy that an administrator can set.
 const MAX_ADMIN_MESSAGE_BYTES: usize = 16 << 20;
 const TICK: Duration = Duration::from_secs(1);
+/// How long each part of the server may take to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// The policy of a new network: everybody in the mesh reaches everybody in it.
 const FIRST_POLICY: &str = r#"// The policy of a new mesh: every node may reach every node.
@@ -90,7 +92,7 @@ pub async fn start(args: RunArgs) -> anyhow::Result<Server> {
     let (stop, stopping) = shutdown::channel();
     let nodes = Nodes::new(handle.clone(), ca, rand::random(), StreamTimes::default());
     let nodes = NodeServiceServer::new(nodes).max_decoding_message_size(MAX_NODE_MESSAGE_BYTES);
-    let router = Routes::new(nodes).into_axum_router().merge(http::routes(handle.clone()));
+    let router = http::routes(handle.clone(), Routes::new(nodes).into_axum_router());
     let acceptor = TlsAcceptor::from(Arc::new(identity.server_config()?));
     let connections = Connections::new(ConnectionLimits::default());
     let facts = ServerFacts { started, listen: listen.to_string(), advertised: advertised.clone(), ca };
@@ -111,13 +113,16 @@ impl Server {
         let detail = "the coordinator is shutting down".to_owned();
         self.handle.end_all(Farewell { reason: Reason::Shutdown, detail }).await;
         self.stop.stop();
-        for task in self.tasks {
-            task.await.context("a task failed")?;
+        for mut task in self.tasks {
+            match tokio::time::timeout(DRAIN_TIMEOUT, &mut task).await {
+                Ok(ended) => ended.context("a task failed")?,
+                // A client that does not hang up, most likely.
+                Err(_) => task.abort(),
+            }
         }
         // A socket that nobody serves would make clients wait for nothing.
         let _ = std::fs::remove_file(&self.socket);
-        // The writer ends when the last handle is gone.
-        drop(self.handle);
+        self.handle.stop().await;
         let writer = self.writer;
         tokio::task::spawn_blocking(move || writer.join())
             .await?
@@ -199,7 +204,8 @@ fn bind_socket(path: &Path) -> anyhow::Result<(UnixListener, Access)> {
     if let Some(group) = access.group() {
         match nix::unistd::chown(path, None, Some(group)) {
             Ok(()) => {
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).with_context(failed)?
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+                    .with_context(failed)?;
             }
             Err(error) => warn!(%error, "only the server's own user can use the local socket"),
         }

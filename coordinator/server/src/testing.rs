@@ -119,7 +119,7 @@ pub(crate) fn busy_network() -> (Network, Vec<Change>) {
 }
 
 /// Something that happens to a fleet. Nodes are chosen by number, modulo how many there are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Step {
     Enroll { user: u8, tag: Option<bool> },
     Delete { node: usize },

@@ -76,13 +76,12 @@ impl Admin {
                 hint: "`gwctl key list` shows all",
             };
             let key = draft.network().keys.get(&request.id).cloned().ok_or_else(not_found)?;
-            let key = match key.revoked {
-                Some(_) => key,
-                None => {
-                    draft.audit("key.revoke", key.id.clone(), "");
-                    let revoked = Some(draft.now());
-                    draft.put_key(AuthKeyRecord { revoked, ..(*key).clone() })
-                }
+            let key = if key.revoked.is_some() {
+                key
+            } else {
+                draft.audit("key.revoke", key.id.clone(), "");
+                let revoked = Some(draft.now());
+                draft.put_key(AuthKeyRecord { revoked, ..(*key).clone() })
             };
             Ok::<_, Refused>(draft.network().admin_key(&key))
         };

@@ -60,11 +60,10 @@ impl Admin {
                 draft.put_node(changed);
                 approve_routes(draft);
             }
-            let node = draft.network().nodes.get(&id).cloned().ok_or_else(|| no_node(&request.node))?;
-            Ok((node, draft.network().clone()))
+            draft.network().nodes.get(&id).cloned().ok_or_else(|| no_node(&request.node))
         };
-        let ((node, network), _) = self.handle.change_and_publish(actor, update).await.map_err(status)?;
-        Ok(self.admin_node(&network, &node))
+        let node = self.handle.change(actor, update).await.map_err(status)?;
+        Ok(self.admin_node(&self.network(), &node))
     }
 
     pub(super) async fn do_delete_node(
@@ -80,7 +79,7 @@ impl Admin {
             draft.audit("node.delete", node.name.clone(), format!("machine {}", node.machine_key));
             Ok::<_, Refused>(())
         };
-        self.handle.change_and_publish(actor, delete).await.map_err(status)?;
+        self.handle.change(actor, delete).await.map_err(status)?;
         Ok(DeleteNodeResponse {})
     }
 }

@@ -88,7 +88,7 @@ impl Admin {
             approve_routes(draft);
             Ok(version)
         };
-        let (version, affected) = self.handle.change_and_publish(actor, set).await.map_err(status)?;
+        let (version, affected) = self.handle.change_and_count(actor, set).await.map_err(status)?;
         tracing::info!(version, affected, "policy in force");
         Ok(response(version, affected))
     }

@@ -70,8 +70,8 @@ pub(super) fn load(connection: &Connection) -> Result<Stored, StorageError> {
     Ok(Stored { generations: generations(connection)?, boots: number(connection, "boots")?, network })
 }
 
-fn corrupt(what: impl Into<String>, detail: impl ToString) -> StorageError {
-    StorageError::Corrupt { what: what.into(), detail: detail.to_string() }
+fn corrupt(what: impl Into<String>, detail: impl Into<String>) -> StorageError {
+    StorageError::Corrupt { what: what.into(), detail: detail.into() }
 }
 
 fn meta(connection: &Connection, key: &str) -> Result<String, StorageError> {
@@ -87,7 +87,8 @@ fn number<T: std::str::FromStr>(connection: &Connection, key: &str) -> Result<T,
 
 fn overlay(connection: &Connection) -> Result<ghostwire_proto::address::OverlayRanges, StorageError> {
     let mut ula = [0; 5];
-    hex::decode_to_slice(meta(connection, "ula")?, &mut ula).map_err(|error| corrupt("meta.ula", error))?;
+    hex::decode_to_slice(meta(connection, "ula")?, &mut ula)
+        .map_err(|error| corrupt("meta.ula", error.to_string()))?;
     Ok(overlay_ranges(ula))
 }
 
@@ -102,7 +103,7 @@ fn policy(connection: &Connection) -> Result<PolicyInForce, StorageError> {
             Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?, row.get(3)?))
         })
         .map_err(storage_error)?;
-    let policy = Policy::parse(&text).map_err(|errors| corrupt("acl_policies", errors))?;
+    let policy = Policy::parse(&text).map_err(|errors| corrupt("acl_policies", errors.to_string()))?;
     Ok(PolicyInForce { version, author, created, text, policy })
 }
 
@@ -147,7 +148,7 @@ fn keys(connection: &Connection) -> Result<BTreeMap<String, Arc<AuthKeyRecord>>,
         };
         let tags = match serde_json::from_str(&tags) {
             Ok(tags) => tags,
-            Err(error) => return Ok(Err(corrupt(what(), error))),
+            Err(error) => return Ok(Err(corrupt(what(), error.to_string()))),
         };
         let key = AuthKeyRecord {
             secret: SecretHash::new(secret),
@@ -249,13 +250,15 @@ fn node(row: &Row<'_>, routes: &Routes) -> rusqlite::Result<Result<Node, Storage
             problems: Vec::new(),
         })
     };
-    Ok(parse().map_err(|error| corrupt(what, error)))
+    Ok(parse().map_err(|error| corrupt(what, error.to_string())))
 }
 
 fn removed(connection: &Connection) -> Result<HashSet<MachineKey>, StorageError> {
     collect(connection, "SELECT machine_key FROM removed_machines", |row| {
         let text: String = row.get(0)?;
-        Ok(text.parse().map_err(|error| corrupt("removed_machines", error)))
+        Ok(text
+            .parse()
+            .map_err(|error: ghostwire_proto::keys::KeyError| corrupt("removed_machines", error.to_string())))
     })
 }
 
@@ -268,7 +271,9 @@ fn ipam(connection: &Connection, network: &Network) -> Result<Ipam, StorageError
         collect(connection, "SELECT host FROM freed_addresses ORDER BY freed_at, host", |row| {
             Ok(HostPart::new(row.get(0)?).ok_or_else(|| corrupt("freed_addresses", "out of range")))
         })?;
-    freed.into_iter().for_each(|host| ipam.rest(host));
+    for host in freed {
+        ipam.rest(host);
+    }
     Ok(ipam)
 }
 

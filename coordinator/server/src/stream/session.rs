@@ -228,10 +228,9 @@ impl Stream {
                 self.handle.report(self.connected.node, enforced_generation, problems).await;
                 Ok(())
             }
-            Some(node_message::Message::KeepAlive(_)) => Ok(()),
             Some(node_message::Message::Hello(_)) => Err(Status::invalid_argument("a second Hello")),
-            // A kind of message that a newer program knows.
-            None => Ok(()),
+            // That it came is all that a keep-alive says; nothing is a kind of message that a newer program knows.
+            Some(node_message::Message::KeepAlive(_)) | None => Ok(()),
         }
     }
 

@@ -113,7 +113,28 @@ impl Handle {
         answer.await.ok()
     }
 
-    /// Makes a change and answers once it is stored.
+    /// Runs `job` on the writer and answers once what it changed can be read in [`Self::world`].
+    async fn run_and_publish<T: Send + 'static, E: std::error::Error + Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Writer) -> Result<T, WriteError<E>> + Send + 'static,
+    ) -> Result<(T, Arc<World>), WriteError<E>> {
+        let (reply, published) = oneshot::channel();
+        let value = self
+            .run(move |writer| {
+                let value = job(writer)?;
+                writer.after_publish.push(Box::new(move |world: &Arc<World>| {
+                    // Nobody waits any more if the request was cancelled.
+                    let _ = reply.send(world.clone());
+                }));
+                Ok(value)
+            })
+            .await
+            .unwrap_or(Err(WriteError::Stopped))?;
+        let world = published.await.map_err(|_| WriteError::Stopped)?;
+        Ok((value, world))
+    }
+
+    /// Makes a change and answers once it is stored and published.
     pub async fn change<T, E>(
         &self,
         actor: String,
@@ -123,11 +144,11 @@ impl Handle {
         T: Send + 'static,
         E: std::error::Error + Send + 'static,
     {
-        self.run(move |writer| writer.change(&actor, change)).await.unwrap_or(Err(WriteError::Stopped))
+        self.run_and_publish(move |writer| writer.change(&actor, change)).await.map(|(value, _)| value)
     }
 
-    /// Makes a change and answers once it is stored and published, with the number of nodes whose view changed.
-    pub async fn change_and_publish<T, E>(
+    /// The same, and tells how many nodes see the network differently since.
+    pub async fn change_and_count<T, E>(
         &self,
         actor: String,
         change: impl FnOnce(&mut Draft) -> Result<T, E> + Send + 'static,
@@ -136,20 +157,14 @@ impl Handle {
         T: Send + 'static,
         E: std::error::Error + Send + 'static,
     {
-        let (reply, published) = oneshot::channel();
         let before = self.world();
-        let value = self
-            .run(move |writer| {
-                let value = writer.change(&actor, change)?;
-                writer
-                    .after_publish
-                    .push(Box::new(move |world: &Arc<World>| drop(reply.send(world.clone()))));
-                Ok(value)
-            })
-            .await
-            .unwrap_or(Err(WriteError::Stopped))?;
-        let world = published.await.map_err(|_| WriteError::Stopped)?;
-        Ok((value, world.views_changed_since(&before)))
+        let (value, after) = self.run_and_publish(move |writer| writer.change(&actor, change)).await?;
+        Ok((value, after.views_changed_since(&before)))
+    }
+
+    /// Ends the writer after the jobs that wait already.
+    pub async fn stop(&self) {
+        let _ = self.run(|writer| writer.stopping = true).await;
     }
 }
 
@@ -167,6 +182,7 @@ pub struct Writer {
     problems: Arc<Problems>,
     ephemeral_grace: Duration,
     next_session: u64,
+    stopping: bool,
 }
 
 /// Starts the writer.
@@ -200,6 +216,7 @@ pub fn start(
         problems: problems.clone(),
         ephemeral_grace,
         next_session: 1,
+        stopping: false,
     };
     // What an earlier run stored but did not live to announce.
     let known = |node: NodeId| generations.get(&node).copied();
@@ -237,6 +254,9 @@ impl Writer {
                 count += 1;
             }
             self.publish();
+            if self.stopping {
+                break;
+            }
         }
         self.save_presence();
     }
@@ -278,13 +298,17 @@ impl Writer {
         result
     }
 
-    /// Announces what was stored since the last time.
+    /// Announces what was stored since the last time, and answers who waits for that. What cannot be announced now
+    /// is announced after the next job; the clock sends one every second.
     fn publish(&mut self) {
-        if Arc::ptr_eq(&self.network, &self.published.network) {
-            let world = self.published.clone();
-            self.after_publish.drain(..).for_each(|reply| reply(&world));
-            return;
+        if !Arc::ptr_eq(&self.network, &self.published.network) {
+            self.publish_network();
         }
+        let world = self.published.clone();
+        self.after_publish.drain(..).for_each(|reply| reply(&world));
+    }
+
+    fn publish_network(&mut self) {
         let world = match self.published.next(self.network.clone()) {
             Ok(world) => world,
             Err(errors) => {
@@ -312,10 +336,9 @@ impl Writer {
                 session.wake();
             }
         }
-        self.after_publish.drain(..).for_each(|reply| reply(&world));
     }
 
-    /// Does what time demands; called every second. Publishing again after a failure needs no more than this job.
+    /// Does what time demands; called every second.
     pub fn tick(&mut self) {
         self.remove_ephemeral_nodes();
         self.save_presence();

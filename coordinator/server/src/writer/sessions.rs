@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use ghostwire_proto::keys::{MachineKey, NodeKey};
 use ghostwire_proto::v1::goodbye::Reason;
 use thiserror::Error;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use super::{Handle, WriteError, Writer};
@@ -17,7 +17,6 @@ use crate::node_update::NodeUpdate;
 use crate::storage::Change;
 use crate::stream::delta::Told;
 use crate::stream::history::History;
-use crate::view::World;
 
 /// An open stream, as the writer knows it.
 #[derive(Debug, Default)]
@@ -108,21 +107,7 @@ pub enum ConnectError {
 impl Handle {
     /// Opens a stream. Answers once the node's state is published.
     pub async fn connect(&self, presence: Presence) -> Result<Connected, WriteError<ConnectError>> {
-        let (reply, published) = oneshot::channel();
-        let mut connected = self
-            .run(move |writer| {
-                let connected = writer.connect(presence)?;
-                writer.after_publish.push(Box::new(move |_: &Arc<World>| {
-                    let _ = reply.send(());
-                }));
-                Ok(connected)
-            })
-            .await
-            .unwrap_or(Err(WriteError::Stopped))?;
-        if published.await.is_err() {
-            connected.told = None;
-        }
-        Ok(connected)
+        self.run_and_publish(move |writer| writer.connect(presence)).await.map(|(connected, _)| connected)
     }
 
     /// Closes a stream.

@@ -1,0 +1,247 @@
+//! Bad input and bad luck.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ghostwire_proto::join_key::JoinKey;
+use ghostwire_proto::keys::Fingerprint;
+use ghostwire_proto::v1::{self, node_message};
+use ghostwire_proto::{proof, tls};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::Code;
+
+use crate::harness::{Files, Machine, PATIENCE, Server, eventually, node_client, nonce};
+
+async fn raw(server: &Server, ca: Fingerprint, alpn: &[u8]) -> TlsStream<TcpStream> {
+    let mut config = tls::client_config(ca).unwrap();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let tcp = TcpStream::connect(server.address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
+}
+
+async fn get(server: &Server, ca: Fingerprint, path: &str) -> String {
+    let mut stream = raw(server, ca, b"http/1.1").await;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // The server may close without TLS's own goodbye.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn http_and_grpc_share_the_port() {
+    let server = Server::start();
+    let join_key = server.admin().await.reusable("alice@example.com").await;
+    Machine::new("web").enroll(&join_key).await.unwrap();
+    let health = get(&server, join_key.ca, "/healthz").await;
+    assert!(health.starts_with("HTTP/1.1 200") && health.ends_with("ok\n"), "{health}");
+    assert!(get(&server, join_key.ca, "/").await.contains("GhostWire coordination server"));
+    assert!(get(&server, join_key.ca, "/nothing").await.starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn garbage_ends_its_own_connection_only() {
+    let server = Server::start();
+    let mut admin = server.admin().await;
+    let join_key = admin.reusable("alice@example.com").await;
+    let mut watcher = Machine::new("watcher").join(&join_key).await;
+    for round in 0..20u8 {
+        let noise: Vec<u8> = (0..2_000).map(|_| rand::random()).collect();
+        let mut tcp = TcpStream::connect(server.address).await.unwrap();
+        let _ = tcp.write_all(&noise).await;
+        for (alpn, prefix) in [
+            (&b"h2"[..], &b""[..]),
+            (b"h2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            (b"http/1.1", b""),
+            (b"http/1.1", b"GET / HTTP/1.1\r\n"),
+        ] {
+            let mut stream = raw(&server, join_key.ca, alpn).await;
+            let _ = stream.write_all(prefix).await;
+            let _ = stream.write_all(&noise[usize::from(round)..]).await;
+            let _ = stream.shutdown().await;
+        }
+    }
+    // Garbage inside well-formed gRPC.
+    let channel = ghostwire_proto::channel::coordinator(&join_key.addresses[0], join_key.ca).await.unwrap();
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.unwrap();
+    let noise = v1::AddressRange { first: vec![0xff; 300], last: vec![0x7f; 300] };
+    let path = http::uri::PathAndQuery::from_static("/ghostwire.v1.NodeService/Enroll");
+    let codec = tonic_prost::ProstCodec::<v1::AddressRange, v1::EnrollResponse>::default();
+    let refused = grpc.unary(tonic::Request::new(noise), path, codec).await.unwrap_err();
+    assert!(
+        matches!(refused.code(), Code::Internal | Code::InvalidArgument | Code::Unauthenticated),
+        "{refused}"
+    );
+
+    Machine::new("web").enroll(&join_key).await.unwrap();
+    watcher.until("the new node", |map| map.peers.len() == 1).await;
+}
+
+#[tokio::test]
+async fn oversized_messages_are_refused_and_disturb_nobody() {
+    let server = Server::start();
+    let mut admin = server.admin().await;
+    let join_key = admin.reusable("alice@example.com").await;
+    let mut watcher = Machine::new("watcher").join(&join_key).await;
+    let mut client = node_client(&join_key).await;
+    let machine = Machine::new(&"x".repeat(1 << 20));
+    let mut request = machine.request(&join_key);
+    request.proof =
+        Some(proof::sign(&machine.key, &nonce(&mut client).await.unwrap(), &join_key.ca, &request));
+    let refused = client.enroll(request).await.unwrap_err();
+    assert!(matches!(refused.code(), Code::OutOfRange | Code::ResourceExhausted), "{refused}");
+
+    let mut loud = Machine::new("loud").join(&join_key).await;
+    watcher.until("loud comes", |map| map.peers.iter().any(|peer| peer.online)).await;
+    let problems = vec!["x".repeat(1 << 20)];
+    loud.send(node_message::Message::Status(v1::ReportedStatus { enforced_generation: 1, problems }));
+    while let Ok(Some(_)) = loud.next().await {}
+    watcher.until("loud goes", |map| map.peers.iter().all(|peer| !peer.online)).await;
+
+    // Too many endpoints: a message of a good size with too much in it.
+    let mut loud = Machine::new("many").join(&join_key).await;
+    let endpoint = v1::Endpoint { address: vec![192, 0, 2, 1], port: 1, kind: 1 };
+    let endpoints = (1..=33).map(|port| v1::Endpoint { port, ..endpoint.clone() }).collect();
+    loud.send(node_message::Message::Update(v1::NodeUpdate { endpoints, ..Default::default() }));
+    let refused = loop {
+        match loud.next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("no reason"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn who_keeps_guessing_has_to_wait() {
+    let server = Server::start();
+    let join_key = server.admin().await.reusable("alice@example.com").await;
+    let wrong = JoinKey {
+        auth_key: ghostwire_proto::auth_key::AuthKey::new("nosuchkey", [7; 32]).unwrap(),
+        ..join_key.clone()
+    };
+    let mut client = node_client(&wrong).await;
+    let mut code = Code::Unauthenticated;
+    for _ in 0..100 {
+        code = Machine::new("a").enroll_over(&mut client, &wrong).await.unwrap_err().code();
+        if code != Code::Unauthenticated {
+            break;
+        }
+    }
+    assert_eq!(code, Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_refused_at_the_start() {
+    let files = Files::new();
+    let (certificate, key) = (files.folder.path().join("cert.pem"), files.folder.path().join("key.pem"));
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["mesh.example.com".to_owned()]).unwrap();
+    let write = |params: &rcgen::CertificateParams| {
+        std::fs::write(&certificate, params.self_signed(&pair).unwrap().pem()).unwrap();
+        std::fs::write(&key, pair.serialize_pem()).unwrap();
+    };
+    let command = |advertise: &str| {
+        let mut command = files.command("127.0.0.1:0");
+        command
+            .arg("--tls-cert")
+            .arg(&certificate)
+            .arg("--tls-key")
+            .arg(&key)
+            .args(["--advertise", advertise]);
+        command
+    };
+    params.not_before = time::OffsetDateTime::now_utc() - Duration::from_hours(48);
+    params.not_after = time::OffsetDateTime::now_utc() - Duration::from_hours(24);
+    write(&params);
+    let output = command("mesh.example.com:8080").output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("expired"), "{error}");
+
+    params.not_after = time::OffsetDateTime::now_utc() + Duration::from_hours(24);
+    write(&params);
+    let output = command("other.example.com:8080").output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("other.example.com"), "{error}");
+    let server = Server::spawn(&files, &mut command("mesh.example.com:8080"));
+    let join_key = server.admin().await.reusable("alice@example.com").await;
+    let presented =
+        <rustls::pki_types::CertificateDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_file(
+            &certificate,
+        );
+    assert_eq!(join_key.ca, Fingerprint::of(&presented.unwrap()));
+    assert_eq!(join_key.addresses[0].to_string(), "mesh.example.com:8080");
+}
+
+/// Starts a server whose state directory is a file system of its own, 4 MiB large, that nobody else sees.
+fn server_on_a_small_disk(files: &Files) -> Server {
+    std::fs::create_dir_all(files.state()).unwrap();
+    let inner = files.command("127.0.0.1:0");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--", "sh", "-c"]);
+    command.arg("mount -t tmpfs -o size=4m,mode=0700 tmpfs \"$0\" && exec \"$@\"").arg(files.state());
+    command.arg(inner.get_program()).args(inner.get_args()).env("RUST_LOG", "warn");
+    Server::spawn(files, &mut command)
+}
+
+/// The server's state directory as the server sees it.
+fn seen_by(server: &Server) -> std::path::PathBuf {
+    let root = format!("/proc/{}/root", server.pid());
+    Path::new(&root).join(server.files().state().strip_prefix("/").unwrap())
+}
+
+fn fill(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    for block in [1 << 16, 1 << 10, 1] {
+        while file.write_all(&vec![0; block]).is_ok() {}
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_changes_and_recovers_by_itself() {
+    if !nix::unistd::getuid().is_root() {
+        return; // mounting takes root
+    }
+    let files = Files::new();
+    let server = server_on_a_small_disk(&files);
+    let mut admin = server.admin().await;
+    let join_key = admin.reusable("alice@example.com").await;
+    let mut stream = Machine::new("one").join(&join_key).await;
+    let filler = seen_by(&server).join("filler");
+    fill(&filler);
+
+    let create = v1::CreateUserRequest { email: "bob@example.com".to_owned(), ..Default::default() };
+    let refused = admin.0.create_user(create.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("nothing was changed: the disk is full"), "{refused}");
+    let refused = admin.set_policy(crate::harness::OPEN).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(Machine::new("two").enroll(&join_key).await.unwrap_err().code(), Code::Unavailable);
+    let status = admin.0.status(v1::ServerStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.users, status.nodes, status.policy_version), (1, 1, 1));
+    assert!(status.problems[0].contains("disk is full"), "{:?}", status.problems);
+    assert!(get(&server, join_key.ca, "/healthz").await.starts_with("HTTP/1.1 503"));
+
+    std::fs::remove_file(&filler).unwrap();
+    admin.0.create_user(create).await.unwrap();
+    Machine::new("two").enroll(&join_key).await.unwrap();
+    stream.until("two", |map| map.peers.len() == 1).await;
+    eventually("the problem is gone", || {
+        let mut admin = admin.clone();
+        async move { admin.0.status(v1::ServerStatusRequest {}).await.unwrap().into_inner().problems.is_empty() }
+    })
+    .await;
+}
