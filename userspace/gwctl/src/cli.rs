@@ -38,10 +38,24 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 pub struct Global {
     /// Socket of the node daemon (ghostwire-client)
-    #[arg(long, global = true, env = "GHOSTWIRE_SOCKET", default_value = "/run/ghostwire/client.sock", value_name = "PATH", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        env = "GHOSTWIRE_SOCKET",
+        default_value = "/run/ghostwire/client.sock",
+        value_name = "PATH",
+        help_heading = "Global options"
+    )]
     pub socket: PathBuf,
     /// Socket of the coordination server (ghostwire-server)
-    #[arg(long, global = true, env = "GHOSTWIRE_SERVER_SOCKET", default_value = "/run/ghostwire/server.sock", value_name = "PATH", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        env = "GHOSTWIRE_SERVER_SOCKET",
+        default_value = "/run/ghostwire/server.sock",
+        value_name = "PATH",
+        help_heading = "Global options"
+    )]
     pub server_socket: PathBuf,
     /// Print JSON for programs: one document, or one per line from commands that watch
     #[arg(long, global = true, help_heading = "Global options")]
@@ -58,9 +72,11 @@ pub enum Command {
     ///
     /// Removes the interface, routes, eBPF programs and maps. The machine keeps its identity: `gwctl up` brings
     /// it back under the same name and address.
-    Down,
+    Down(DaemonArgs),
     /// Show this node, its peers, and what is wrong
-    #[command(after_help = "Examples:\n  gwctl status\n  gwctl status db-1      everything about one peer\n  gwctl status --json")]
+    #[command(
+        after_help = "Examples:\n  gwctl status\n  gwctl status db-1      everything about one peer\n  gwctl status --json"
+    )]
     Status {
         /// Only this peer, in detail (name or overlay address)
         peer: Option<String>,
@@ -89,7 +105,9 @@ pub enum Command {
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Print a script that completes gwctl's commands in a shell
-    #[command(after_help = "Examples:\n  gwctl completions bash > /etc/bash_completion.d/gwctl\n  gwctl completions fish > ~/.config/fish/completions/gwctl.fish")]
+    #[command(
+        after_help = "Examples:\n  gwctl completions bash > /etc/bash_completion.d/gwctl\n  gwctl completions fish > ~/.config/fish/completions/gwctl.fish"
+    )]
     Completions {
         /// Which shell
         shell: Shell,
@@ -138,9 +156,9 @@ fn endpoint_or_none(text: &str) -> Result<String, String> {
     Err("give an address with a port such as 203.0.113.5:51820 or [2001:db8::5]:51820, or `none`".to_owned())
 }
 
-/// Passed to `ghostwire-client run` when `up` has to start it.
+/// Passed to `ghostwire-client` when `up` has to start it, or `down` has to clean up after one that was killed.
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "If the daemon is not running yet and has to be started")]
+#[command(next_help_heading = "If the daemon does not run (else it knows)")]
 pub struct DaemonArgs {
     /// Where the daemon keeps keys, the network map and its log
     #[arg(long, default_value = "/var/lib/ghostwire/client", value_name = "DIR")]
@@ -201,7 +219,9 @@ pub enum AclCommand {
         switch: Switch,
     },
     /// Watch packets being dropped, each with the reason
-    #[command(after_help = "Examples:\n  gwctl acl watch\n  gwctl acl watch --accepted      packets that pass as well, with the rule that lets them")]
+    #[command(
+        after_help = "Examples:\n  gwctl acl watch\n  gwctl acl watch --accepted      packets that pass as well, with the rule that lets them"
+    )]
     Watch {
         /// Also show a sample of the packets that pass
         #[arg(long)]
@@ -322,7 +342,9 @@ pub enum NodeCommand {
         name: String,
     },
     /// Replace a machine's tags
-    #[command(after_help = "Examples:\n  gwctl node tag db-1 tag:server tag:database\n  gwctl node tag db-1             no tags any more")]
+    #[command(
+        after_help = "Examples:\n  gwctl node tag db-1 tag:server tag:database\n  gwctl node tag db-1             no tags any more"
+    )]
     Tag {
         /// Name or id
         node: String,
@@ -330,7 +352,9 @@ pub enum NodeCommand {
         tags: Vec<String>,
     },
     /// Decide which of the subnets that a machine offers others may use
-    #[command(after_help = "Examples:\n  gwctl node approve-routes gw-1 10.1.0.0/16\n  gwctl node approve-routes gw-1             none any more")]
+    #[command(
+        after_help = "Examples:\n  gwctl node approve-routes gw-1 10.1.0.0/16\n  gwctl node approve-routes gw-1             none any more"
+    )]
     ApproveRoutes {
         /// Name or id
         node: String,
@@ -358,7 +382,9 @@ pub enum PolicyCommand {
         version: u32,
     },
     /// Put a policy in force; it reaches the nodes at once
-    #[command(after_help = "Examples:\n  gwctl policy set policy.hujson\n  gwctl policy get > p && $EDITOR p && gwctl policy set p")]
+    #[command(
+        after_help = "Examples:\n  gwctl policy set policy.hujson\n  gwctl policy get > p && $EDITOR p && gwctl policy set p"
+    )]
     Set {
         /// File in HuJSON, `-` for standard input
         file: PathBuf,
@@ -367,7 +393,9 @@ pub enum PolicyCommand {
         expect: u32,
     },
     /// Find mistakes in a policy without putting it in force
-    #[command(after_help = "Examples:\n  gwctl policy check policy.hujson                     against the server's users and nodes\n  gwctl policy check policy.hujson --topology net.json  without a server")]
+    #[command(
+        after_help = "Examples:\n  gwctl policy check policy.hujson                     against the server's users and nodes\n  gwctl policy check policy.hujson --topology net.json  without a server"
+    )]
     Check {
         /// File in HuJSON, `-` for standard input
         file: PathBuf,

@@ -71,7 +71,9 @@ impl Failure {
             (_, message) => message.to_owned(),
         };
         let hint = match status.code() {
-            Grpc::Unimplemented => Some("daemon and gwctl are of different versions: see `gwctl version`".to_owned()),
+            Grpc::Unimplemented => {
+                Some("daemon and gwctl are of different versions: see `gwctl version`".to_owned())
+            }
             _ => None,
         };
         Self { code, message: format!("cannot {doing}: {why}"), hint, quiet: false }
@@ -86,7 +88,9 @@ impl Failure {
         };
         let message = format!("{} cannot be reached: {error}", who.name());
         match kind {
-            Some(ErrorKind::PermissionDenied) => Self::new(Code::NotPermitted, message, who.permission_hint()),
+            Some(ErrorKind::PermissionDenied) => {
+                Self::new(Code::NotPermitted, message, who.permission_hint())
+            }
             _ => Self::new(Code::Unreachable, message, who.start_hint()),
         }
     }

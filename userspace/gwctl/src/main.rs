@@ -35,7 +35,8 @@ fn report(failure: &Failure, json: bool) {
         eprintln!("{}", failure.to_json());
         return;
     }
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let (red, end) = if colour { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
     eprintln!("{red}gwctl:{end} {failure}");
     if let Some(hint) = &failure.hint {

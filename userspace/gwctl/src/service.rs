@@ -55,7 +55,9 @@ fn protocol_number(name: &str) -> Result<u8, String> {
         "ah" => Ok(51),
         other => match other.parse::<u8>() {
             Ok(number) if number > 0 => Ok(number),
-            _ => Err(format!("{name:?} is not a protocol: tcp, udp, sctp, icmp, icmpv6, or a number up to 255")),
+            _ => Err(format!(
+                "{name:?} is not a protocol: tcp, udp, sctp, icmp, icmpv6, or a number up to 255"
+            )),
         },
     }
 }
@@ -85,7 +87,11 @@ mod tests {
         for (text, expected) in cases {
             match (parse(text), expected) {
                 (Ok(target), Ok((host, protocol, port))) => {
-                    assert_eq!((target.host.as_str(), target.protocol, target.port), (host, protocol, port), "{text}");
+                    assert_eq!(
+                        (target.host.as_str(), target.protocol, target.port),
+                        (host, protocol, port),
+                        "{text}"
+                    );
                 }
                 (Err(error), Err(part)) => assert!(error.contains(part), "{text}: {error}"),
                 (got, wanted) => panic!("{text}: {got:?} instead of {wanted:?}"),

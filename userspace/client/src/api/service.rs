@@ -234,6 +234,9 @@ fn rule_text(rule: &FilterRule) -> String {
 }
 
 fn addresses(set: &AddrSet) -> String {
+    if set.v4 == [(0, u32::MAX)] && set.v6 == [(0, u128::MAX)] {
+        return "*".to_owned();
+    }
     let v4 = set.v4.iter().map(|(first, last)| {
         let (first, last) = (std::net::Ipv4Addr::from(*first), std::net::Ipv4Addr::from(*last));
         range(&first, &last)

@@ -192,13 +192,15 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
         let mut monitor = Monitor::open()?;
         let mut links_settle: Option<Instant> = None;
-        let mut observe_at = Instant::now();
+        let mut observed_at = Instant::now();
         self.look_around();
         if self.settings.up && self.identity.membership.is_some() {
             self.adopt().await;
             self.input(Input::Up);
         }
         while !self.ending {
+            // The pace may have changed since the last observation.
+            let observe_at = observed_at + self.observation_interval();
             let timeout = self.next_timeout(links_settle, observe_at);
             tokio::select! {
                 Some(request) = inbox.requests.recv() => self.on_request(request),
@@ -223,7 +225,7 @@ impl Daemon {
                 self.look_around();
             }
             if observe_at <= now {
-                observe_at = now + self.observation_interval();
+                observed_at = now;
                 self.ask_observation();
             }
             self.tick_paths(now);

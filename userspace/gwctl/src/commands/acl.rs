@@ -61,7 +61,14 @@ async fn counters(context: &Context) -> Outcome {
 pub(super) fn counter_table(output: &Output, acl: &AclResponse) -> String {
     let mut table = Table::new(
         output,
-        &[whole("DIRECTION"), whole("REASON"), whole("VERDICT"), number("PACKETS"), number("BYTES"), text("MEANING")],
+        &[
+            whole("DIRECTION"),
+            whole("REASON"),
+            whole("VERDICT"),
+            number("PACKETS"),
+            number("BYTES"),
+            text("MEANING"),
+        ],
     );
     for counter in acl.counters.iter().filter(|counter| counter.packets > 0) {
         let verdict = if counter.passed { "passed" } else { "dropped" };

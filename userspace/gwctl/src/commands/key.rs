@@ -18,13 +18,18 @@ pub(super) async fn run(context: &Context, command: KeyCommand) -> Outcome {
         KeyCommand::Create { user, tags, reusable, ephemeral, expires } => {
             let request = CreateAuthKeyRequest { user, reusable, ephemeral, tags, lifetime_seconds: expires };
             let answer = server.create_auth_key(request).await;
-            let created = answer.map_err(|status| Failure::of_status("create a join key", &status))?.into_inner();
+            let created =
+                answer.map_err(|status| Failure::of_status("create a join key", &status))?.into_inner();
             let key = Key::from(&created.key.unwrap_or_default());
             let document = json!({ "join_key": created.join_key, "key": key });
             context.output.either(&document, || {
                 let what = if key.reusable { "any number of machines" } else { "one machine" };
                 let until = until(key.expires_unix_ms, now_ms());
-                let until = if until == "never" { "it never expires".to_owned() } else { format!("it expires {until}") };
+                let until = if until == "never" {
+                    "it never expires".to_owned()
+                } else {
+                    format!("it expires {until}")
+                };
                 format!(
                     "Join key {} for {what}, shown only now; {until}. On the machine:\n\n  gwctl up {}",
                     key.id, created.join_key
@@ -33,13 +38,16 @@ pub(super) async fn run(context: &Context, command: KeyCommand) -> Outcome {
         }
         KeyCommand::List => {
             let answer = server.list_auth_keys(ListAuthKeysRequest {}).await;
-            let keys = answer.map_err(|status| Failure::of_status("list the keys", &status))?.into_inner().keys;
+            let keys =
+                answer.map_err(|status| Failure::of_status("list the keys", &status))?.into_inner().keys;
             let keys: Vec<Key> = keys.iter().map(Key::from).collect();
             context.output.either(&json!({ "keys": keys }), || list(context, &keys))
         }
         KeyCommand::Revoke { id } => {
             let answer = server.revoke_auth_key(RevokeAuthKeyRequest { id: id.clone() }).await;
-            let key = answer.map_err(|status| Failure::of_status(&format!("revoke key {id}"), &status))?.into_inner();
+            let key = answer
+                .map_err(|status| Failure::of_status(&format!("revoke key {id}"), &status))?
+                .into_inner();
             context.output.either(&Key::from(&key), || {
                 format!("Key {id} admits nobody any more. Machines that joined with it stay: see `gwctl node list`.")
             })

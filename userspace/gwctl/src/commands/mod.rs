@@ -30,7 +30,7 @@ pub async fn run(cli: Cli) -> Outcome {
     let context = Context { global: cli.global, output };
     match cli.command {
         Command::Up(args) => up::up(&context, args).await,
-        Command::Down => up::down(&context).await,
+        Command::Down(args) => up::down(&context, &args).await,
         Command::Status { peer } => status::status(&context, peer.as_deref()).await,
         Command::Ping(args) => ping::ping(&context, &args).await,
         Command::Version => version::version(&context).await,

@@ -2,7 +2,9 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
-use ghostwire_proto::v1::{self, DeleteNodeRequest, ListNodesRequest, Prefix, PrefixList, TagList, UpdateNodeRequest};
+use ghostwire_proto::v1::{
+    self, DeleteNodeRequest, ListNodesRequest, Prefix, PrefixList, TagList, UpdateNodeRequest,
+};
 use serde_json::json;
 
 use super::Context;
@@ -30,7 +32,11 @@ pub(super) async fn run(context: &Context, command: NodeCommand) -> Outcome {
             let id: Option<u64> = node.parse().ok();
             let found = nodes.iter().find(|known| known.name == node || Some(known.id) == id);
             let found = found.ok_or_else(|| {
-                Failure::new(Code::NotFound, format!("there is no node {node:?}"), "`gwctl node list` shows all nodes")
+                Failure::new(
+                    Code::NotFound,
+                    format!("there is no node {node:?}"),
+                    "`gwctl node list` shows all nodes",
+                )
             })?;
             let shown = Node::from(found);
             context.output.either(&shown, || detail(&context.output, &shown, now_ms()))
@@ -41,7 +47,8 @@ pub(super) async fn run(context: &Context, command: NodeCommand) -> Outcome {
             context.output.either(&updated, || format!("{node} is now {}.", updated.name))
         }
         NodeCommand::Tag { node, tags } => {
-            let request = UpdateNodeRequest { node: node.clone(), tags: Some(TagList { tags }), ..Default::default() };
+            let request =
+                UpdateNodeRequest { node: node.clone(), tags: Some(TagList { tags }), ..Default::default() };
             let updated = update(&mut server, request, &format!("tag {node}")).await?;
             context.output.either(&updated, || match updated.tags.len() {
                 0 => format!("{} has no tags; it belongs to {}.", updated.name, updated.user),
@@ -81,9 +88,8 @@ async fn update(server: &mut Server, request: UpdateNodeRequest, doing: &str) ->
 
 /// Asks a person; a script must say `--yes`.
 fn confirm(node: &str) -> Outcome {
-    let not_asked = || {
-        Failure::new(Code::Failed, format!("{node} is not deleted"), "say --yes if that is meant")
-    };
+    let not_asked =
+        || Failure::new(Code::Failed, format!("{node} is not deleted"), "say --yes if that is meant");
     if !std::io::stdin().is_terminal() {
         return Err(not_asked());
     }
@@ -98,7 +104,15 @@ fn confirm(node: &str) -> Outcome {
 
 /// All nodes, one line each.
 pub(super) fn list(output: &Output, nodes: &[Node], now: i64) -> String {
-    let columns = [whole("ID"), whole("NAME"), whole("ADDRESS"), text("OWNER"), whole("STATE"), text("SEEN"), text("POLICY")];
+    let columns = [
+        whole("ID"),
+        whole("NAME"),
+        whole("ADDRESS"),
+        text("OWNER"),
+        whole("STATE"),
+        text("SEEN"),
+        text("POLICY"),
+    ];
     let mut table = Table::new(output, &columns);
     for node in nodes {
         let owner = if node.tags.is_empty() { node.user.clone() } else { node.tags.join(", ") };
@@ -129,7 +143,8 @@ pub(super) fn list(output: &Output, nodes: &[Node], now: i64) -> String {
 
 fn detail(output: &Output, node: &Node, now: i64) -> String {
     let mut facts = Facts::new(output);
-    let policy = format!("generation {} in force, {} wanted", node.enforced_generation, node.filter_generation);
+    let policy =
+        format!("generation {} in force, {} wanted", node.enforced_generation, node.filter_generation);
     let unapproved: Vec<&str> = node
         .advertised_routes
         .iter()
@@ -155,20 +170,23 @@ fn detail(output: &Output, node: &Node, now: i64) -> String {
     for problem in &node.problems {
         facts.add("problem", problem);
     }
-    let online = if node.online { output.paint(Style::Good, "online") } else { output.paint(Style::Dim, "offline") };
+    let online =
+        if node.online { output.paint(Style::Good, "online") } else { output.paint(Style::Dim, "offline") };
     format!("{}  {online}\n{}", output.paint(Style::Bold, &node.name), facts.render())
 }
 
 /// The form that `gwctl policy test --topology` reads.
 fn topology_of(nodes: &[v1::Node]) -> serde_json::Value {
-    let mut users: Vec<&str> = nodes.iter().map(|node| node.user.as_str()).filter(|user| !user.is_empty()).collect();
+    let mut users: Vec<&str> =
+        nodes.iter().map(|node| node.user.as_str()).filter(|user| !user.is_empty()).collect();
     users.sort_unstable();
     users.dedup();
     let nodes: serde_json::Map<String, serde_json::Value> = nodes
         .iter()
         .map(|node| {
             let shown = Node::from(node);
-            let address = |v4: bool| shown.addresses.iter().find(|address| address.contains(':') != v4).cloned();
+            let address =
+                |v4: bool| shown.addresses.iter().find(|address| address.contains(':') != v4).cloned();
             let mut value = json!({ "tags": shown.tags, "ipv4": address(true), "ipv6": address(false),
                 "routable_ips": shown.advertised_routes, "approved_routes": shown.approved_routes });
             if !shown.user.is_empty() {

@@ -56,7 +56,9 @@ fn show(context: &Context, peer: &str, reply: &PingReply) -> Outcome {
 fn summary(sent: usize, times: &[f64]) -> String {
     let replies = times.len();
     if times.is_empty() {
-        return format!("{sent} sent, no reply: see `gwctl status` for the path and `gwctl acl watch` for drops");
+        return format!(
+            "{sent} sent, no reply: see `gwctl status` for the path and `gwctl acl watch` for drops"
+        );
     }
     let least = times.iter().copied().fold(f64::INFINITY, f64::min);
     let most = times.iter().copied().fold(0.0, f64::max);

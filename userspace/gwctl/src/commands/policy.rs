@@ -27,7 +27,9 @@ pub(super) async fn run(context: &Context, command: PolicyCommand) -> Outcome {
             let content = read(&file)?;
             set(context, content, expect, &format!("put {} in force", file.display())).await
         }
-        PolicyCommand::Check { file, topology, offline } => check(context, &file, topology.as_deref(), offline).await,
+        PolicyCommand::Check { file, topology, offline } => {
+            check(context, &file, topology.as_deref(), offline).await
+        }
         PolicyCommand::Test { file, path, topology } => {
             test(context, file.or(path).as_deref(), topology.as_deref()).await
         }
@@ -84,7 +86,11 @@ async fn check(context: &Context, file: &Path, topology: Option<&Path>, offline:
         }
         return context.output.either(&json!({ "valid": true, "rules": policy.rule_count() }), || {
             let warnings = policy.warnings().iter().map(|warning| format!("\nwarning: {warning}"));
-            format!("{name} is valid: {}.{}", count(policy.rule_count() as u64, "rule"), warnings.collect::<String>())
+            format!(
+                "{name} is valid: {}.{}",
+                count(policy.rule_count() as u64, "rule"),
+                warnings.collect::<String>()
+            )
         });
     }
     // What the text alone tells, with the file's name; the server then knows about users and nodes.
@@ -122,9 +128,19 @@ async fn test(context: &Context, file: Option<&Path>, topology: Option<&Path>) -
     })
 }
 
-async fn explain(context: &Context, src: &str, dst: &str, file: Option<&Path>, topology: Option<&Path>) -> Outcome {
+async fn explain(
+    context: &Context,
+    src: &str,
+    dst: &str,
+    file: Option<&Path>,
+    topology: Option<&Path>,
+) -> Outcome {
     let target = service::parse(dst).map_err(|why| {
-        Failure::new(Code::Failed, format!("{dst:?} is not a destination: {why}"), "write it as db-1:5432, db-1:53/udp or db-1/icmp")
+        Failure::new(
+            Code::Failed,
+            format!("{dst:?} is not a destination: {why}"),
+            "write it as db-1:5432, db-1:53/udp or db-1/icmp",
+        )
     })?;
     let (allowed, document, text) = if file.is_some() || topology.is_some() {
         explain_here(context, src, &target, file, topology).await?
@@ -174,13 +190,19 @@ async fn explain_here(
 async fn history(context: &Context) -> Outcome {
     let mut server = connect::server(&context.global.server_socket).await?;
     let answer = server.list_policy_versions(ListPolicyVersionsRequest {}).await;
-    let versions = answer.map_err(|status| Failure::of_status("list the versions", &status))?.into_inner().versions;
+    let versions =
+        answer.map_err(|status| Failure::of_status("list the versions", &status))?.into_inner().versions;
     let shown: Vec<PolicyVersion> = versions.iter().map(PolicyVersion::from).collect();
     context.output.either(&json!({ "versions": shown }), || {
         let mut table = Table::new(&context.output, &[number("VERSION"), text("BY"), text("WHEN"), text("")]);
         for (index, policy) in shown.iter().enumerate() {
             let mark = if index == 0 { "in force" } else { "" };
-            table.row([policy.version.to_string(), policy.author.clone(), date(policy.created_unix_ms), mark.to_owned()]);
+            table.row([
+                policy.version.to_string(),
+                policy.author.clone(),
+                date(policy.created_unix_ms),
+                mark.to_owned(),
+            ]);
         }
         table.render("No policy yet.")
     })
@@ -209,7 +231,12 @@ fn parse(context: &Context, file: &Path, content: &str) -> Result<Policy, Failur
     Policy::parse(content).map_err(|errors| refused(context, file, &errors))
 }
 
-fn resolve(context: &Context, file: &Path, policy: &Policy, network: &Topology) -> Result<ResolvedPolicy, Failure> {
+fn resolve(
+    context: &Context,
+    file: &Path,
+    policy: &Policy,
+    network: &Topology,
+) -> Result<ResolvedPolicy, Failure> {
     policy.resolve(network).map_err(|errors| refused(context, file, &errors))
 }
 
@@ -223,7 +250,10 @@ fn refused(context: &Context, file: &Path, errors: &ghostwire_policy::PolicyErro
         };
     }
     let count = count(errors.errors.len() as u64, "error");
-    Failure { hint: None, ..Failure::new(Code::NotFound, format!("{}: {count}\n{errors}", file.display()), "") }
+    Failure {
+        hint: None,
+        ..Failure::new(Code::NotFound, format!("{}: {count}\n{errors}", file.display()), "")
+    }
 }
 
 fn failures_of(context: &Context, name: &str, resolved: &ResolvedPolicy) -> Outcome {

@@ -15,7 +15,8 @@ pub(super) async fn run(context: &Context, command: ServerCommand) -> Outcome {
     let ServerCommand::Status = command;
     let mut server = connect::server(&context.global.server_socket).await?;
     let answer = server.status(ServerStatusRequest {}).await;
-    let status = answer.map_err(|status| Failure::of_status("get the server's status", &status))?.into_inner();
+    let status =
+        answer.map_err(|status| Failure::of_status("get the server's status", &status))?.into_inner();
     let shown = Server::from(&status);
     let output = &context.output;
     output.either(&shown, || {
@@ -28,7 +29,10 @@ pub(super) async fn run(context: &Context, command: ServerCommand) -> Outcome {
             .add("nodes", format!("{}, {} online", shown.nodes, shown.nodes_online))
             .add("users", shown.users.to_string())
             .add("policy", policy(shown.policy_version))
-            .add("overlay", format!("{} (nodes in {}), {}", shown.overlay.v4, shown.overlay.v4_nodes, shown.overlay.v6))
+            .add(
+                "overlay",
+                format!("{} (nodes in {}), {}", shown.overlay.v4, shown.overlay.v4_nodes, shown.overlay.v6),
+            )
             .add("CA fingerprint", &shown.ca_fingerprint);
         let mut text = format!("{}\n{}", output.paint(Style::Bold, "ghostwire-server"), facts.render());
         if !shown.problems.is_empty() {
@@ -42,7 +46,8 @@ pub(super) async fn run(context: &Context, command: ServerCommand) -> Outcome {
 
 fn policy(version: u32) -> String {
     match version {
-        1 => "version 1, the default: everybody in the network may talk to everybody (`gwctl policy get`)".to_owned(),
+        1 => "version 1, the default: everybody in the network may talk to everybody (`gwctl policy get`)"
+            .to_owned(),
         other => format!("version {other} (`gwctl policy get`)"),
     }
 }

@@ -52,7 +52,11 @@ pub(super) async fn up(context: &Context, args: UpArgs) -> Outcome {
         }
         tell(context, &step);
     }
-    Err(Failure::new(Code::Failed, "the daemon ended before the node was up", "see its log, and `gwctl status`"))
+    Err(Failure::new(
+        Code::Failed,
+        "the daemon ended before the node was up",
+        "see its log, and `gwctl status`",
+    ))
 }
 
 fn finished(context: &Context, status: &StatusResponse) -> Outcome {
@@ -96,8 +100,7 @@ async fn start(context: &Context, args: &DaemonArgs) -> Result<Daemon, Failure> 
     command.arg("run").arg("--exit-on-down").args(daemon_arguments(context, args));
     // Its own session would need fork; its own group is enough to outlive the terminal's signals.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).process_group(0);
-    let mut child =
-        command.spawn().map_err(|error| failed(&program.display().to_string(), &error))?;
+    let mut child = command.spawn().map_err(|error| failed(&program.display().to_string(), &error))?;
     let started = Instant::now();
     loop {
         if let Ok(daemon) = connect::daemon(&context.global.socket).await {
@@ -147,14 +150,14 @@ fn last_line(log: &Path) -> String {
     text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("its log is empty").to_owned()
 }
 
-pub(super) async fn down(context: &Context) -> Outcome {
+pub(super) async fn down(context: &Context, args: &DaemonArgs) -> Outcome {
     match connect::daemon(&context.global.socket).await {
         Ok(mut daemon) => {
             let answer = daemon.down(DownRequest {}).await;
             answer.map_err(|status| Failure::of_status("disconnect this machine", &status))?;
         }
         Err(failure) if failure.code == Code::Unreachable && nix::unistd::geteuid().is_root() => {
-            tear_down(context)?;
+            tear_down(context, args)?;
         }
         Err(failure) => return Err(failure),
     }
@@ -166,14 +169,18 @@ pub(super) async fn down(context: &Context) -> Outcome {
 }
 
 /// Nobody answers; what a killed daemon has left is removed by its own program.
-fn tear_down(context: &Context) -> Outcome {
+fn tear_down(context: &Context, args: &DaemonArgs) -> Outcome {
     let program = find_program()?;
-    let ended = Command::new(&program).arg("tear-down").arg("--socket").arg(&context.global.socket).output();
-    let ended = ended.map_err(|error| Failure::failed(format!("cannot run {}: {error}", program.display())))?;
+    let ended = Command::new(&program).arg("tear-down").args(daemon_arguments(context, args)).output();
+    let ended =
+        ended.map_err(|error| Failure::failed(format!("cannot run {}: {error}", program.display())))?;
     if ended.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&ended.stderr);
     let why = said.lines().last().unwrap_or("it does not say why").to_owned();
-    Err(Failure::failed(format!("no daemon answers at {}, and cleaning up failed: {why}", context.global.socket.display())))
+    Err(Failure::failed(format!(
+        "no daemon answers at {}, and cleaning up failed: {why}",
+        context.global.socket.display()
+    )))
 }

@@ -16,12 +16,19 @@ pub(super) async fn run(context: &Context, command: UserCommand) -> Outcome {
     match command {
         UserCommand::List => {
             let answer = server.list_users(ListUsersRequest {}).await;
-            let users = answer.map_err(|status| Failure::of_status("list the users", &status))?.into_inner().users;
+            let users =
+                answer.map_err(|status| Failure::of_status("list the users", &status))?.into_inner().users;
             let users: Vec<User> = users.iter().map(User::from).collect();
             context.output.either(&json!({ "users": users }), || {
-                let mut table = Table::new(&context.output, &[whole("LOGIN"), text("NAME"), whole("ROLE"), text("CREATED")]);
+                let mut table = Table::new(
+                    &context.output,
+                    &[whole("LOGIN"), text("NAME"), whole("ROLE"), text("CREATED")],
+                );
                 for user in &users {
-                    table.row([&user.email, &user.name, &user.role, &date(user.created_unix_ms)].map(String::as_str));
+                    table.row(
+                        [&user.email, &user.name, &user.role, &date(user.created_unix_ms)]
+                            .map(String::as_str),
+                    );
                 }
                 table.render("No users yet: `gwctl user create LOGIN` adds one.")
             })
@@ -32,7 +39,10 @@ pub(super) async fn run(context: &Context, command: UserCommand) -> Outcome {
             let user = answer.map_err(|status| Failure::of_status(&doing, &status))?.into_inner();
             let user = User::from(&user);
             context.output.either(&user, || {
-                format!("User {} is there. A key for a machine: gwctl key create --user {}", user.email, user.email)
+                format!(
+                    "User {} is there. A key for a machine: gwctl key create --user {}",
+                    user.email, user.email
+                )
             })
         }
         UserCommand::Delete { email } => {

@@ -350,7 +350,11 @@ impl From<&v1::ServerStatus> for Server {
             nodes_online: status.nodes_online,
             users: status.users,
             policy_version: status.policy_version,
-            overlay: Overlay { v4: text(&overlay.v4), v4_nodes: text(&overlay.v4_nodes), v6: text(&overlay.v6) },
+            overlay: Overlay {
+                v4: text(&overlay.v4),
+                v4_nodes: text(&overlay.v4_nodes),
+                v6: text(&overlay.v6),
+            },
             problems: status.problems.clone(),
         }
     }

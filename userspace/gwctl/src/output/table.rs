@@ -81,7 +81,8 @@ impl<'o> Table<'o> {
                 shown.set_cell_alignment(CellAlignment::Right);
             }
             if column.whole {
-                let longest = self.rows.iter().filter_map(|row| row.get(index)).map(|cell| cell.0.chars().count());
+                let longest =
+                    self.rows.iter().filter_map(|row| row.get(index)).map(|cell| cell.0.chars().count());
                 let longest = longest.max().unwrap_or(0).max(column.title.len());
                 let width = u16::try_from(longest + 2).unwrap_or(u16::MAX);
                 shown.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
