@@ -10,9 +10,10 @@ use wireguard_control::{
 use super::{DeviceStatus, Error, PeerStatus, PeerUpdate, PresharedKey, PrivateKey, PublicKey, Update};
 use crate::netlink::LinkName;
 
-/// A peer's addresses go to the kernel in pieces of this many: a netlink attribute holds at most 64 KiB,
-/// an address takes up to 44 bytes of it.
-const ADDRESSES_PER_REQUEST: usize = 500;
+/// A peer's addresses go to the kernel in pieces of this many: the library sends messages of at most a
+/// page, and an address takes up to 40 bytes of it. (A longer piece would be refused with an error
+/// that prints the peer, with its shared secret.)
+const ADDRESSES_PER_REQUEST: usize = 64;
 
 fn interface(name: &LinkName) -> Result<InterfaceName, Error> {
     name.as_str().parse().map_err(|error: wireguard_control::InvalidInterfaceName| Error::Kernel {
