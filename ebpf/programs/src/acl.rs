@@ -1,6 +1,6 @@
 //! The order of judgement, for both directions.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{TC_ACT_UNSPEC, __sk_buff};
 use ghostwire_ebpf_abi::event::{Direction, Reason};
 use ghostwire_packet::transport::tcp;
 use ghostwire_packet::{Error, Icmp, Packet, Part, Reader, V4, V6, protocol};
@@ -9,7 +9,7 @@ use crate::conntrack::{self, Tracked};
 use crate::image::{Addressed, Ends, Image, Matrix};
 use crate::skb::Skb;
 use crate::verdict::{self, Code};
-use crate::{fragment, icmp_error, nets};
+use crate::{fast, fragment, icmp_error, nets};
 
 /// A family with everything that a judgement needs.
 pub trait Judged: Addressed + Tracked {}
@@ -27,18 +27,42 @@ pub fn roles<A>(direction: Direction, src: A, dst: A) -> (A, A) {
 /// Judges a packet and says what the kernel shall do with it.
 #[inline(always)]
 pub fn run(context: *mut __sk_buff, direction: Direction) -> i32 {
-    let skb = Skb::new(context);
-    let Some(image) = Image::current() else {
-        let code = Code::drop(Reason::NoImage);
-        return verdict::conclude(context, None, direction, skb.length(), code);
+    if fast::passes(context, direction) {
+        return TC_ACT_UNSPEC;
+    }
+    let code = match direction {
+        Direction::Ingress => judge_ingress(context),
+        Direction::Egress => judge_egress(context),
     };
+    verdict::conclude(context, direction, code)
+}
+
+/// The whole way in, as a function of its own: what it keeps at hand would only slow the common packet down, and
+/// the verifier looks at a global function once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_ingress(context: *mut __sk_buff) -> u64 {
+    judge_any(context, Direction::Ingress)
+}
+
+/// The whole way out.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_egress(context: *mut __sk_buff) -> u64 {
+    judge_any(context, Direction::Egress)
+}
+
+#[inline(always)]
+fn judge_any(context: *mut __sk_buff, direction: Direction) -> u64 {
+    let skb = Skb::new(context);
+    let Some(image) = Image::current() else { return Code::drop(Reason::NoImage) };
     let code = match ghostwire_packet::version(&skb) {
         Ok(4) => judge_family::<V4>(&skb, image, direction),
         Ok(6) => judge_family::<V6>(&skb, image, direction),
         Ok(_) => Code::drop(Reason::Unsupported),
         Err(_) => Code::drop(Reason::Malformed),
     };
-    verdict::conclude(context, Some(image), direction, skb.length(), code)
+    code | Code::mode(image)
 }
 
 /// Judges a packet of one family; the code tells of the packet too.

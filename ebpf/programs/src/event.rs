@@ -37,34 +37,86 @@ pub extern "C" fn accepted(context: *mut __sk_buff, direction: u32, code: u64) -
 pub extern "C" fn report(context: *mut __sk_buff, direction: u32, code: u64, action: u32) -> u64 {
     let skb = Skb::again(context);
     let direction = if direction == Direction::Ingress as u32 { Direction::Ingress } else { Direction::Egress };
-    let mut event = blank(&skb, direction, code, action);
     match ghostwire_packet::version(&skb) {
         Ok(4) => {
             if let Some([src, dst]) = skb.near::<[u32; 2]>(12) {
-                describe::<V4>(&mut event, direction, code, src, dst);
+                report_in::<V4>(&skb, direction, code, action, src, dst);
+                return 0;
             }
         }
         Ok(6) => {
             if let Some([a, b, c, d, e, f, g, h]) = skb.near::<[u32; 8]>(8) {
-                describe::<V6>(&mut event, direction, code, [a, b, c, d], [e, f, g, h]);
+                report_in::<V6>(&skb, direction, code, action, [a, b, c, d], [e, f, g, h]);
+                return 0;
             }
         }
         _ => {}
     }
-    if action == Action::Drop as u32 && event.family != 0 {
-        let ingress = matches!(direction, Direction::Ingress);
-        count_remote(if ingress { &event.src } else { &event.dst }, event.length);
+    // No addresses to tell of.
+    if let Some((time_ns, suppressed)) = admit() {
+        send(&skb, direction, code, action, time_ns, suppressed, |_| ());
     }
-    emit(&mut event);
     0
 }
 
 #[inline(always)]
-fn blank(skb: &Skb, direction: Direction, code: u64, action: u32) -> Event {
+fn report_in<F: Addressed>(
+    skb: &Skb,
+    direction: Direction,
+    code: u64,
+    action: u32,
+    src: F::Addr,
+    dst: F::Addr,
+) {
+    let (remote, local) = acl::roles(direction, src, dst);
+    if action == Action::Drop as u32 {
+        count_remote(&F::mapped(remote), skb.length());
+    }
+    let Some((time_ns, suppressed)) = admit() else { return };
+    let mut classes = [0_u16; 3];
+    let mut generation = 0;
+    if let Some(image) = Image::current() {
+        generation = image.generation();
+        let matrix = match direction {
+            Direction::Ingress => Matrix::Inbound,
+            Direction::Egress => Matrix::Outbound,
+        };
+        let (remote, local) =
+            nets::ends::<F>(image, remote, local).map_or((0, 0), |ends| (ends.remote, ends.local));
+        let service = image.service(Code::header(code).0, Code::ports(code).1);
+        classes = [matrix.class(remote) as u16, matrix.class(local) as u16, matrix.class(service) as u16];
+    }
+    send(skb, direction, code, action, time_ns, suppressed, |event| {
+        event.family = F::VERSION;
+        event.src = bytes(F::mapped(src));
+        event.dst = bytes(F::mapped(dst));
+        event.generation = generation;
+        [event.remote_class, event.local_class, event.service_class] = classes;
+    });
+}
+
+/// Writes an event into the ring buffer, where it takes no room on the stack.
+#[inline(always)]
+fn send(
+    skb: &Skb,
+    direction: Direction,
+    code: u64,
+    action: u32,
+    time_ns: u64,
+    suppressed: u64,
+    describe: impl FnOnce(&mut Event),
+) {
+    let Some(mut entry) = maps::EVENTS.reserve(0) else {
+        if let Some(limiter) = maps::LIMITER.get_ptr_mut(0) {
+            // SAFETY: this CPU's value.
+            unsafe { (*limiter).suppressed = suppressed + 1 };
+        }
+        return;
+    };
     let (protocol, tcp_flags) = Code::header(code);
     let (src_port_be, dst_port_be) = Code::ports(code);
-    Event {
-        time_ns: 0,
+    let event = entry.write(Event {
+        time_ns,
         src: [0; 16],
         dst: [0; 16],
         src_port_be,
@@ -81,34 +133,15 @@ fn blank(skb: &Skb, direction: Direction, code: u64, action: u32) -> Event {
         direction: direction as u8,
         tcp_flags,
         pad: [0; 5],
-        suppressed: 0,
-    }
-}
-
-#[inline(always)]
-fn describe<F: Addressed>(event: &mut Event, direction: Direction, code: u64, src: F::Addr, dst: F::Addr) {
-    event.family = F::VERSION;
-    event.src = bytes(F::mapped(src));
-    event.dst = bytes(F::mapped(dst));
-    let Some(image) = Image::current() else { return };
-    event.generation = image.generation();
-    let (remote, local) = acl::roles(direction, src, dst);
-    let (protocol, _) = Code::header(code);
-    let (_, port_be) = Code::ports(code);
-    let service = image.service(protocol, port_be);
-    let matrix = match direction {
-        Direction::Ingress => Matrix::Inbound,
-        Direction::Egress => Matrix::Outbound,
-    };
-    let (remote, local) = nets::ends::<F>(image, remote, local).map_or((0, 0), |ends| (ends.remote, ends.local));
-    event.remote_class = matrix.class(remote) as u16;
-    event.local_class = matrix.class(local) as u16;
-    event.service_class = matrix.class(service) as u16;
+        suppressed,
+    });
+    describe(event);
+    entry.submit(0);
 }
 
 /// Counts a drop for the address on the far side.
 #[inline(always)]
-fn count_remote(addr: &[u8; 16], length: u32) {
+fn count_remote(addr: &[u32; 4], length: u32) {
     if let Some(counter) = maps::REMOTE_DROPS.get_ptr_mut(addr) {
         // SAFETY: this CPU's value.
         unsafe {
@@ -122,10 +155,10 @@ fn count_remote(addr: &[u8; 16], length: u32) {
     let _full = maps::REMOTE_DROPS.insert(addr, counter, u64::from(BPF_ANY));
 }
 
-/// Sends an event, unless this CPU has sent its share of this second.
+/// Whether this CPU may send another event in this second: the time, and how many were suppressed since the last.
 #[inline(always)]
-fn emit(event: &mut Event) {
-    let Some(limiter) = maps::LIMITER.get_ptr_mut(0) else { return };
+fn admit() -> Option<(u64, u64)> {
+    let limiter = maps::LIMITER.get_ptr_mut(0)?;
     // SAFETY: no arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     // SAFETY: this CPU's value; a softirq that interrupts the egress path may skew the count by one.
@@ -136,15 +169,11 @@ fn emit(event: &mut Event) {
         }
         if (*limiter).sent >= u64::from(limit::config().drop_events_per_second) {
             (*limiter).suppressed += 1;
-            return;
+            return None;
         }
-        event.time_ns = now;
-        event.suppressed = (*limiter).suppressed;
-        if maps::EVENTS.output(&*event, 0).is_err() {
-            (*limiter).suppressed += 1;
-            return;
-        }
+        let suppressed = (*limiter).suppressed;
         (*limiter).sent += 1;
         (*limiter).suppressed = 0;
+        Some((now, suppressed))
     }
 }

@@ -68,10 +68,17 @@ impl Image {
         Some(Self { words, flags: image.word(header::FLAGS) })
     }
 
+    /// Word `index`, a constant.
     #[inline(always)]
-    fn word(self, index: u32) -> u64 {
+    pub fn word(self, index: u32) -> u64 {
+        self.word_at(u64::from(index))
+    }
+
+    /// Word `index`, which has been compared with [`image::WORDS`].
+    #[inline(always)]
+    pub fn word_at(self, index: u64) -> u64 {
         // SAFETY: the index is below WORDS, and the element is that long: the verifier checks it.
-        unsafe { *self.words.add((index & (image::WORDS - 1)) as usize) }
+        unsafe { *self.words.add((index & u64::from(image::WORDS - 1)) as usize) }
     }
 
     /// A header word that holds a 32-bit number.
@@ -82,7 +89,7 @@ impl Image {
 
     /// Cell `index` of the table at word offset `table`.
     #[inline(always)]
-    fn cell(self, table: u32, index: u16) -> u32 {
+    pub fn cell(self, table: u32, index: u16) -> u32 {
         // SAFETY: all tables lie within the image, and a cell is half a word (little endian: even index first).
         unsafe { *self.words.cast::<u32>().add(table as usize * 2 + index as usize) }
     }
@@ -129,10 +136,12 @@ impl Image {
         if remote == 0 {
             return false;
         }
-        let row = remote.wrapping_mul(self.short(locals)).wrapping_add(local);
-        let index =
-            self.short(base).wrapping_add(row.wrapping_mul(self.short(stride))).wrapping_add(service >> 6);
-        index < image::WORDS && self.word(index) >> (service & 63) & 1 != 0
+        let row = u64::from(remote).wrapping_mul(self.word(locals)).wrapping_add(u64::from(local));
+        let index = self
+            .word(base)
+            .wrapping_add(row.wrapping_mul(self.word(stride)))
+            .wrapping_add(u64::from(service >> 6));
+        index < u64::from(image::WORDS) && self.word_at(index) >> (service & 63) & 1 != 0
     }
 }
 

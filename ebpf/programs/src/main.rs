@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! skb ─> skb::Skb (where the IP header is) ─> acl::judge ─> Result<Reason, Reason> ─> verdict::conclude ─> TC action
-//!                                              │   ├─ image      classes and verdict bits of one generation
+//!                     (fast: the common packet) │   ├─ image      classes and verdict bits of one generation
 //!                                              │   ├─ nets       addresses behind subnet routers
 //!                                              │   ├─ conntrack  answers to what this side opened
 //!                                              │   ├─ fragment   later fragments
@@ -18,6 +18,7 @@
 mod acl;
 mod conntrack;
 mod event;
+mod fast;
 mod fragment;
 mod icmp_error;
 mod image;

@@ -63,7 +63,7 @@ pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 
 /// Dropped packets by the address on the far side.
 #[btf_map]
-pub static REMOTE_DROPS: LruPerCpuHashMap<[u8; 16], Counter, 4_096> = LruPerCpuHashMap::new();
+pub static REMOTE_DROPS: LruPerCpuHashMap<[u32; 4], Counter, 4_096> = LruPerCpuHashMap::new();
 
 /// Rate limit of the events.
 #[btf_map]

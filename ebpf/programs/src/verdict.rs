@@ -3,15 +3,17 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use ghostwire_ebpf_abi::event::{Action, Direction, Reason};
 use ghostwire_ebpf_abi::image::flags;
-use ghostwire_packet::{Family, Packet};
+use ghostwire_packet::{Family, Packet, Reader};
 
 use crate::image::Image;
+use crate::skb::Skb;
 use crate::{event, maps};
 
 /// A judgement: passed with a reason, or dropped with one. A number, because a BPF function that is not inlined
 /// returns one register.
 ///
-/// Bits 0 to 7 are the reason, bit 8 is set if the packet passes. The rest tells of the packet what an event
+/// Bits 0 to 7 are the reason, bit 8 is set if the packet passes, bit 9 if it is not decided yet, bits 10 and 11 are
+/// the image's modes. The rest tells of the packet what an event
 /// will say: protocol (16), TCP flags (24), source port (32) and destination port (48), the ports in network byte
 /// order.
 pub enum Code {}
@@ -19,6 +21,8 @@ pub enum Code {}
 impl Code {
     const PASS: u64 = 1 << 8;
     const OPEN: u64 = 1 << 9;
+    const SHADOW: u64 = 1 << 10;
+    const SAMPLED: u64 = 1 << 11;
 
     /// Passed.
     #[inline(always)]
@@ -36,6 +40,14 @@ impl Code {
     #[inline(always)]
     pub const fn open(src_port_be: u16, dst_port_be: u16) -> u64 {
         Self::OPEN | Self::with_ports(src_port_be, dst_port_be)
+    }
+
+    /// What to add to a code so that it tells of the image's modes.
+    #[inline(always)]
+    pub fn mode(image: Image) -> u64 {
+        let shadow = if image.has(flags::SHADOW) { Self::SHADOW } else { 0 };
+        let sampled = if image.has(flags::SAMPLE_ACCEPTS) { Self::SAMPLED } else { 0 };
+        shadow | sampled
     }
 
     /// Whether it passed.
@@ -111,22 +123,17 @@ pub fn count(direction: Direction, reason: u32, length: u32) {
 
 /// Turns a judgement into the action. `UNSPEC` means "next program": others on the device have their say.
 #[inline(always)]
-pub fn conclude(
-    context: *mut __sk_buff,
-    image: Option<Image>,
-    direction: Direction,
-    length: u32,
-    code: u64,
-) -> i32 {
+pub fn conclude(context: *mut __sk_buff, direction: Direction, code: u64) -> i32 {
+    let length = Skb::again(context).length();
     let reason = Code::reason(code);
     if Code::passes(code) {
         count(direction, reason, length);
-        if image.is_some_and(|image| image.has(flags::SAMPLE_ACCEPTS)) {
+        if code & Code::SAMPLED != 0 {
             event::accepted(context, direction as u32, code);
         }
         return TC_ACT_UNSPEC;
     }
-    let shadowed = image.is_some_and(|image| image.has(flags::SHADOW)) && SHADOWED >> reason & 1 != 0;
+    let shadowed = code & Code::SHADOW != 0 && SHADOWED >> reason & 1 != 0;
     let (counted, action, verdict) = if shadowed {
         (Reason::Shadow as u32, Action::WouldDrop, TC_ACT_UNSPEC)
     } else {

@@ -89,3 +89,15 @@ pub(crate) fn counted(before: &Counters, after: &Counters, direction: Direction)
     assert_eq!(counted.len(), 1, "one packet counts once, not as {counted:?}");
     counted[0]
 }
+
+/// An IPv4 UDP datagram.
+pub(crate) fn udp(src: [u8; 4], dst: [u8; 4], src_port: u16, dst_port: u16) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 48, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(src);
+    packet.extend(dst);
+    packet.extend(src_port.to_be_bytes());
+    packet.extend(dst_port.to_be_bytes());
+    packet.extend([0, 28, 0, 0]);
+    packet.extend([0; 20]);
+    packet
+}

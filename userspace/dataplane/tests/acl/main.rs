@@ -4,9 +4,11 @@
 #[path = "../netns/mod.rs"]
 mod netns;
 
+mod budget;
 mod differential;
 mod lab;
 mod lifecycle;
 mod model;
 mod packets;
 mod policies;
+mod swap;
