@@ -559,11 +559,11 @@ fn userspace_devices_do_what_the_configuration_protocol_says() {
 }
 
 #[test]
-fn a_thousand_peers_are_applied_and_read_back() {
+fn hundreds_of_peers_are_applied_and_read_back() {
     for choice in engines() {
         let node = Node::new(choice, 51820);
         let (device, _) = node.open();
-        let peers: Vec<PeerConfig> = (0..1000_u16)
+        let peers: Vec<PeerConfig> = (0..300_u16)
             .map(|number| PeerConfig {
                 allowed_ips: vec![format!("100.64.{}.{}/32", number / 250, number % 250).parse().unwrap()],
                 endpoint: Some(SocketAddr::new([127, 0, 0, 1].into(), 9)),
@@ -571,16 +571,16 @@ fn a_thousand_peers_are_applied_and_read_back() {
             })
             .collect();
         device.apply(&node.config(), &peers).unwrap();
-        assert_eq!(device.status().unwrap().peers.len(), 1000);
+        assert_eq!(device.status().unwrap().peers.len(), 300);
         assert!(device.apply(&node.config(), &peers).unwrap().is_empty());
         // One with more addresses than fit into one message to the kernel.
         let mut many = peers[0].clone();
-        many.allowed_ips = (0..3000_u32)
+        many.allowed_ips = (0..1000_u32)
             .map(|n| Ipv4Addr::from(0x0b00_0000 + n))
             .map(|ip| std::net::IpAddr::V4(ip).into())
             .collect();
         device.apply(&node.config(), std::slice::from_ref(&many)).unwrap();
-        assert_eq!(only_peer(&device).allowed_ips.len(), 3000);
+        assert_eq!(only_peer(&device).allowed_ips.len(), 1000);
         assert!(device.apply(&node.config(), &[many]).unwrap().is_empty());
     }
 }
