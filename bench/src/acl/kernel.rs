@@ -48,7 +48,8 @@ pub fn empty_program() -> Result<OwnedFd> {
         rest: [0; 4],
     };
     // SAFETY: the attributes point to code and licence, which live until after the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, ptr::from_mut(&mut attr), size_of::<LoadAttr>()) };
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, ptr::from_mut(&mut attr), size_of::<LoadAttr>()) };
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0);
     let fd = fd.ok_or_else(io::Error::last_os_error).context("loading an empty program (root is needed)")?;
     // SAFETY: a new descriptor, ours.
@@ -107,8 +108,9 @@ pub fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<(u32, u
         rest: [0; 4],
     };
     // SAFETY: the attributes point to the frame, which lives until after the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, ptr::from_mut(&mut attr), size_of::<RunAttr>()) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, ptr::from_mut(&mut attr), size_of::<RunAttr>())
+    };
     ensure!(result >= 0, "BPF_PROG_TEST_RUN: {}", io::Error::last_os_error());
     Ok((attr.duration, attr.retval))
 }

@@ -23,11 +23,9 @@ pub fn enter_namespace() -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)?;
-    for arguments in [
-        "link set lo up",
-        "route add local 100.64.0.0/16 dev lo",
-        "route add local 10.0.0.0/8 dev lo",
-    ] {
+    for arguments in
+        ["link set lo up", "route add local 100.64.0.0/16 dev lo", "route add local 10.0.0.0/8 dev lo"]
+    {
         let status = Command::new("ip").args(arguments.split(' ')).status().context("running ip")?;
         ensure!(status.success(), "ip {arguments}: {status}");
     }
@@ -80,7 +78,8 @@ pub fn nftables(pairs: &[(Ipv4Addr, u16)]) -> Result<()> {
         let elements: Vec<String> = some.iter().map(|(addr, port)| format!("{addr} . {port}")).collect();
         script.push_str(&format!("add element netdev bench allowed {{ {} }}\n", elements.join(", ")));
     }
-    let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("running nft")?;
+    let mut child =
+        Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("running nft")?;
     child.stdin.take().context("nft's input")?.write_all(script.as_bytes())?;
     let status = child.wait()?;
     ensure!(status.success(), "nft refused the benchmark's rules: {status}");

@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     let mut lab = Lab::new()?;
     let empty = kernel::empty_program()?;
 
-    println!("ns per packet over an empty program (BPF_PROG_TEST_RUN, best of 7 x 2,000,000)");
+    println!("ns per packet over an empty program (BPF_PROG_TEST_RUN, best of 400 x 20,000)");
     println!("{:>8} {:>7} {:>9} {:>7} {:>9} {:>9}", "rules", "peers", "where", "warm", "varying", "swap ms");
     let (mut small, mut large, mut swap_ms) = (0.0, 0.0, 0.0);
     let mut generation = 0;

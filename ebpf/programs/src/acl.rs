@@ -1,6 +1,6 @@
 //! The order of judgement, for both directions.
 
-use aya_ebpf::bindings::{TC_ACT_UNSPEC, __sk_buff};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use ghostwire_ebpf_abi::event::{Direction, Reason};
 use ghostwire_packet::transport::tcp;
 use ghostwire_packet::{Error, Icmp, Packet, Part, Reader, V4, V6, protocol};
@@ -108,9 +108,7 @@ fn judge<F: Judged>(skb: &Skb, image: Image, direction: Direction, mut packet: P
             fragment::first::<F>(image.address(), direction as u32, &packet, code)
         }
         Part::First => code,
-        Part::Later if Code::passes(code) => {
-            fragment::renew::<F>(image.address(), direction as u32, &packet)
-        }
+        Part::Later if Code::passes(code) => fragment::renew::<F>(image.address(), direction as u32, &packet),
         Part::Later => Code::drop(Reason::OrphanFragment),
     }
 }

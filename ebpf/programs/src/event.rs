@@ -36,7 +36,8 @@ pub extern "C" fn accepted(context: *mut __sk_buff, direction: u32, code: u64) -
 #[inline(never)]
 pub extern "C" fn report(context: *mut __sk_buff, direction: u32, code: u64, action: u32) -> u64 {
     let skb = Skb::again(context);
-    let direction = if direction == Direction::Ingress as u32 { Direction::Ingress } else { Direction::Egress };
+    let direction =
+        if direction == Direction::Ingress as u32 { Direction::Ingress } else { Direction::Egress };
     match ghostwire_packet::version(&skb) {
         Ok(4) => {
             if let Some([src, dst]) = skb.near::<[u32; 2]>(12) {

@@ -84,7 +84,9 @@ unsafe fn admits4(packet: Linear, image: Image, direction: Direction) -> bool {
         }
         let (src, dst) = (u32::from_be(packet.load(12)), u32::from_be(packet.load(16)));
         let (remote, local) = crate::acl::roles(direction, src, dst);
-        if u64::from(remote >> 16) != image.word(header::OVERLAY4) || u64::from(local) != image.word(header::OWN4) {
+        if u64::from(remote >> 16) != image.word(header::OVERLAY4)
+            || u64::from(local) != image.word(header::OWN4)
+        {
             return false;
         }
         let remote = image.cell(image::REMOTE4, remote as u16);

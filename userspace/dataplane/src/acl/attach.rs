@@ -165,8 +165,11 @@ fn attach_clsact(
 /// Detaches both programs, however they are attached. What is not there is no error.
 pub(super) fn detach(interface: &str, dir: &Path) -> Result<(), AclError> {
     for direction in DIRECTIONS {
-        // The pin held the last reference to the link.
-        bpffs::unpin(&dir.join(pin_name(direction)))?;
+        let pin = dir.join(pin_name(direction));
+        if pin.exists() {
+            kernel::detach_link(&kernel::open_pin(&pin)?)?;
+            bpffs::unpin(&pin)?;
+        }
     }
     let ours = dir.join(MARKER).exists();
     // An interface that is gone has taken its filters along.

@@ -111,6 +111,24 @@ pub(super) fn tcx_link_interface(link: &OwnedFd) -> Result<u32, AclError> {
     Ok(info.ifindex)
 }
 
+/// `BPF_LINK_DETACH`, kernel 5.9.
+const LINK_DETACH: libc::c_long = 34;
+
+/// Detaches a link now. Removing its pin would do so too, but some time later, after an RCU grace period.
+pub(super) fn detach_link(link: &OwnedFd) -> Result<(), AclError> {
+    let attr = link.as_raw_fd().cast_unsigned();
+    // SAFETY: the attributes are one descriptor.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, LINK_DETACH, ptr::from_ref(&attr), size_of::<u32>()) };
+    if result == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        // The interface is gone, and has taken the attachment along.
+        error if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+        source => Err(AclError::System { call: "bpf(LINK_DETACH)", source }),
+    }
+}
+
 /// Whether the running kernel is at least this version.
 pub(super) fn at_least(major: u32, minor: u32) -> bool {
     let Ok(name) = nix::sys::utsname::uname() else { return false };

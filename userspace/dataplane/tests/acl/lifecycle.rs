@@ -71,7 +71,11 @@ fn maps_of_another_shape_are_replaced_and_nothing_passes() {
     first.install(&some_image(5)).unwrap();
     drop(first);
     let second = lab.open_with(&Options { connections4: 1234, ..for_test_run() });
-    assert!(matches!(second.origin(), Origin::Replaced(why) if why.contains("CONN4")), "{:?}", second.origin());
+    assert!(
+        matches!(second.origin(), Origin::Replaced(why) if why.contains("CONN4")),
+        "{:?}",
+        second.origin()
+    );
     assert_eq!(judge(&second, Direction::Ingress, &udp(PEER, OWN, 1, 53)), (DROP, Reason::NoImage));
     assert_eq!(attached(&lab), 2);
 }
@@ -159,10 +163,11 @@ fn a_recreated_interface_gets_new_links() {
     lab.netns.ip("link add gw9 type veth peer name gw9-peer");
     let second = open();
     assert_eq!(second.generation().unwrap(), Some(3));
-    let programs = lab.netns.run(|| aya::programs::SchedClassifier::query_tcx("gw9", aya::programs::TcAttachType::Ingress));
+    let programs = lab
+        .netns
+        .run(|| aya::programs::SchedClassifier::query_tcx("gw9", aya::programs::TcAttachType::Ingress));
     if second.attachment() == Attachment::Tcx {
         assert_eq!(programs.unwrap().1.len(), 1);
     }
     lab.netns.run(|| second.detach()).unwrap();
 }
-
