@@ -171,7 +171,7 @@ pub(super) fn event_line(output: &Output, event: &local::AclEvent) -> String {
         event.explanation,
     );
     if event.suppressed > 0 {
-        line.push_str(&format!("  (and {} not reported)", event.suppressed));
+        line = format!("{line}  (and {} not reported)", event.suppressed);
     }
     wrap(&line, 10, output.width)
 }

@@ -136,7 +136,8 @@ pub(super) fn list(output: &Output, nodes: &[Node], now: i64) -> String {
     let troubled = nodes.iter().flat_map(|node| node.problems.iter().map(move |problem| (node, problem)));
     for (node, problem) in troubled {
         let line = format!("{}: {problem}", node.name);
-        text.push_str(&format!("\n{}", wrap(&output.paint(Style::Bad, &line), 4, output.width)));
+        text.push('\n');
+        text.push_str(&wrap(&output.paint(Style::Bad, &line), 4, output.width));
     }
     text
 }

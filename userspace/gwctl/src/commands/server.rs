@@ -38,7 +38,7 @@ pub(super) async fn run(context: &Context, command: ServerCommand) -> Outcome {
         if !shown.problems.is_empty() {
             let title = output.paint(Style::Bad, &count(shown.problems.len() as u64, "problem"));
             let lines = shown.problems.iter().map(|problem| format!("  {}", wrap(problem, 4, output.width)));
-            text.push_str(&format!("\n\n{title}:\n{}", lines.collect::<Vec<_>>().join("\n")));
+            text = format!("{text}\n\n{title}:\n{}", lines.collect::<Vec<_>>().join("\n"));
         }
         text
     })

@@ -65,13 +65,11 @@ fn finished(context: &Context, status: &StatusResponse) -> Outcome {
         let node = status.node.clone().unwrap_or_default();
         let addresses = documents::prefixes(&node.addresses).join("  ");
         let name = output.paint(Style::Bold, &node.name);
-        match status.problems.is_empty() && status.state == "running" {
-            true => format!(
-                "{}: {name} is {addresses}. `gwctl status` shows the peers.",
-                output.paint(Style::Good, "Connected")
-            ),
-            false => status::overview(output, status, now_ms()),
+        if !status.problems.is_empty() || status.state != "running" {
+            return status::overview(output, status, now_ms());
         }
+        let connected = output.paint(Style::Good, "Connected");
+        format!("{connected}: {name} is {addresses}. `gwctl status` shows the peers.")
     })
 }
 
