@@ -128,11 +128,6 @@ impl Server {
             .await?
             .map_err(|_| anyhow::anyhow!("the writer failed"))
     }
-
-    /// For tests that look inside.
-    pub fn handle(&self) -> &Handle {
-        &self.handle
-    }
 }
 
 fn seed(now: i64) -> Seed {

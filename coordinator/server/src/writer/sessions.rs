@@ -1,7 +1,6 @@
 //! Who is connected.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use ghostwire_proto::keys::{MachineKey, NodeKey};
@@ -24,7 +23,6 @@ pub struct Session {
     number: u64,
     news: Notify,
     farewell: OnceLock<Farewell>,
-    closed: AtomicBool,
 }
 
 /// Why a stream has to end.
@@ -112,7 +110,6 @@ impl Handle {
 
     /// Closes a stream.
     pub async fn disconnect(&self, node: NodeId, session: Arc<Session>, history: History) {
-        session.closed.store(true, Ordering::Relaxed);
         let _ = self.run(move |writer| writer.disconnect(node, &session, history)).await;
     }
 

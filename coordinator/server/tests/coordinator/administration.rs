@@ -150,7 +150,7 @@ async fn every_change_is_in_the_audit_log_and_no_secret_is() {
     admin.set_policy(OPEN).await.unwrap();
     admin.delete("web").await;
     drop(admin);
-    let files = server.terminate();
+    let files = server.terminate().await;
     let database = rusqlite::Connection::open(files.state().join("state.db")).unwrap();
     let mut statement = database.prepare("SELECT actor, action, target FROM audit_log ORDER BY id").unwrap();
     let rows: Vec<(String, String, String)> = statement

@@ -106,12 +106,15 @@ impl Server {
         self.files.clone()
     }
 
-    /// SIGTERM, and wait for a clean end.
-    pub(crate) fn terminate(mut self) -> Files {
+    /// SIGTERM, and wait for a clean end. Clients go on meanwhile: they have to hang up.
+    pub(crate) async fn terminate(mut self) -> Files {
         nix::sys::signal::kill(self.pid(), nix::sys::signal::Signal::SIGTERM).unwrap();
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}");
-        self.files.clone()
+        let wait = move || {
+            let status = self.child.wait().unwrap();
+            assert!(status.success(), "{status}");
+            self.files.clone()
+        };
+        tokio::task::spawn_blocking(wait).await.unwrap()
     }
 
     pub(crate) async fn admin(&self) -> Admin {

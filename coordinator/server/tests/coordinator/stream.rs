@@ -1,5 +1,6 @@
 //! The node stream: snapshot, deltas, resuming, and who hears of what.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ghostwire_proto::join_key::JoinKey;
@@ -11,7 +12,7 @@ use tokio_rustls::TlsConnector;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::harness::{Files, Machine, OPEN, Server, key_request};
+use crate::harness::{Machine, OPEN, Server, key_request};
 
 fn endpoint(port: u32) -> v1::NodeUpdate {
     let endpoints = vec![v1::Endpoint { address: vec![192, 0, 2, 1], port, kind: 1 }];
@@ -171,7 +172,7 @@ async fn who_resumes_from_an_unknown_state_gets_a_snapshot() {
         stream.snapshot().await
     };
     let address = server.address;
-    let files = server.terminate();
+    let files = server.terminate().await;
     let _server = Server::start_at(&files, address);
     let mut stream = machine
         .connect_from(
@@ -197,6 +198,10 @@ async fn the_same_node_from_elsewhere_replaces_the_old_stream() {
     new.snapshot().await;
     assert_eq!(old.goodbye().await, Reason::Replaced);
     assert!(admin.nodes().await[0].online);
+}
+
+fn generation(map: &v1::Snapshot) -> u32 {
+    map.filter.as_ref().map(|filter| filter.generation).unwrap_or_default()
 }
 
 /// A connection whose receiver takes 64 KiB before it has to read.
@@ -227,40 +232,32 @@ async fn a_slow_consumer_disturbs_nobody_and_misses_nothing() {
     let mut slow = slow_machine.connect_over(&mut client, &join_key, v1::Hello::default()).await.unwrap();
     slow.acknowledge = false;
     let mut quick = Machine::new("quick").join(&join_key).await;
-    let rounds = 400;
+    let rounds = 320;
     for round in 0..rounds {
-        let rules: String = (1..=30)
-            .map(|n| {
-                format!(
-                    r#"{{"action": "accept", "src": ["*"], "dst": ["10.{}.{}.0/24:{}"]}},"#,
-                    round % 250,
-                    n,
-                    n
-                )
-            })
-            .collect();
-        let content =
-            format!(r#"{{"acls": [{rules} {{"action": "accept", "src": ["*"], "dst": ["*:*"]}}]}}"#);
-        admin.set_policy(&content).await.unwrap();
+        // Large filters fill the connection that is not read; small ones are enough to fall behind further.
+        let rules = if round < 20 { 200 } else { 1 };
+        let rule = |n: usize| {
+            let (octet, port) = (n % 250, round * 200 + n);
+            format!(r#"{{"action": "accept", "src": ["*"], "dst": ["10.0.{octet}.0/24:{port}"]}},"#)
+        };
+        let rules = (1..=rules).map(rule).collect::<Vec<_>>().concat();
+        let everything = r#"{"action": "accept", "src": ["*"], "dst": ["*:*"]}"#;
+        admin.set_policy(&format!(r#"{{"acls": [{rules}{everything}]}}"#)).await.unwrap();
     }
     admin.set_policy(OPEN).await.unwrap();
-    let last = admin.nodes().await.iter().map(|node| node.filter_generation).max().unwrap();
-    quick.until("the last policy", |map| map.filter.as_ref().is_some_and(|f| f.generation == last)).await;
+    let generations: BTreeMap<String, u32> =
+        admin.nodes().await.into_iter().map(|node| (node.name, node.filter_generation)).collect();
+    quick.until("the last policy", |map| generation(map) == generations["quick"]).await;
 
     // It reads at last: what waited in the connection, then one step to the present, a snapshot.
-    let mut messages = 0;
-    let mut snapshots = 0;
-    while slow.known.filter.as_ref().is_none_or(|filter| filter.generation != last) {
-        match slow.next().await.unwrap().unwrap() {
-            Message::Snapshot(_) => snapshots += 1,
-            Message::Delta(_) => {}
-            Message::KeepAlive(_) | Message::Goodbye(_) => panic!("the stream ended"),
-        }
+    let (mut messages, mut snapshots) = (0, 0);
+    while generation(&slow.known) != generations["slow"] {
+        let message = slow.next().await.unwrap().expect("a message");
+        snapshots += usize::from(matches!(message, Message::Snapshot(_)));
         messages += 1;
     }
-    assert!(snapshots >= 2, "a fresh snapshot after missing too much");
-    assert!(messages < rounds, "{messages} messages for {rounds} changes");
-    assert_eq!(slow.known.filter, quick.known.filter);
+    assert!(messages < rounds / 2, "{messages} messages for {rounds} changes");
+    assert!(snapshots >= 2, "a fresh snapshot after it had missed too much");
     assert_eq!(slow.peers(), ["quick"]);
 }
 
@@ -316,7 +313,7 @@ async fn a_shutdown_is_announced() {
     let join_key = admin.key(key_request("alice@example.com")).await.0;
     let mut one = Machine::new("one").join(&join_key).await;
     drop(admin);
-    let files: Files = tokio::task::spawn_blocking(|| server.terminate()).await.unwrap();
+    let files = server.terminate().await;
     assert_eq!(one.goodbye().await, Reason::Shutdown);
     assert!(!files.socket().exists());
 }
