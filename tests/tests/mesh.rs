@@ -253,7 +253,9 @@ fn used_and_revoked_and_garbled_join_keys_are_refused() -> Result<()> {
     mesh.add_node("second", Owner::User("carol.dev@company.com"))?;
     let second = mesh.node("second")?;
     second.gwctl(&["down"])?;
-    let garbled = format!("{}A", &key[..key.len() - 1]);
+    let (head, tail) = key.split_at(key.len() / 2);
+    let other = if tail.starts_with('A') { "B" } else { "A" };
+    let garbled = format!("{head}{other}{}", &tail[1..]);
     ensure!(!second.try_gwctl(&["up", &garbled])?.status.success());
     ensure!(!second.try_gwctl(&["up", "gwjoin-1-nonsense"])?.status.success());
     let keys = json(&mesh.coordinator.gwctl(&["--json", "key", "list"])?)?;

@@ -181,7 +181,7 @@ fn throughput(narrator: &mut Narrator, mesh: &Mesh) -> Result<()> {
     narrator.step("Throughput, with and without the ACL programs");
     let (server, developer) = (mesh.node("server")?, mesh.node("developer")?);
     let backend = status_text(developer, "wireguard_backend")?;
-    let kernel = backend.contains("kernel");
+    let kernel = backend.starts_with("kernel");
     narrator
         .say(&format!("WireGuard backend: {backend}. Bare: the same backend and links without GhostWire."));
     let bare = BareTunnel::start(&developer.host, &server.host, kernel, mesh.lab.dir())?;
@@ -249,6 +249,12 @@ fn crashes(narrator: &mut Narrator, mesh: &mut Mesh) -> Result<()> {
     mesh.coordinator.restart()?;
     mesh.wait_enforced()?;
     let report = running.stop()?;
+    if report.lost() > 0 {
+        for name in ["developer", "server"] {
+            let counters = mesh.node(name)?.gwctl(&["acl", "counters"])?;
+            narrator.shell(name, "gwctl acl counters", &counters);
+        }
+    }
     narrator.claim(
         format!("through all of it {} of {} numbered packets were lost", report.lost(), report.sent),
         report.lost() == 0,
