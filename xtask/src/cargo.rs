@@ -18,6 +18,10 @@ pub(crate) fn command(subcommand: &str) -> Command {
     command
 }
 
+/// What a user runs, as (package, binary).
+pub(crate) const BINARIES: [(&str, &str); 3] =
+    [("ghostwire-server", "ghostwire-server"), ("ghostwire-client", "ghostwire-client"), ("gwctl", "gwctl")];
+
 /// An executable that cargo built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Executable {

@@ -102,6 +102,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         setup::ensure(&[Part::Build])?;
         let tests = build_tests(&arguments.tests)?;
         content.extend(content_of(&tests)?);
+        content.extend(binaries(&build_binaries()?)?);
         tests.iter().map(|test| Job::test(test, &arguments.command)).collect()
     };
     let machine = Machine {
@@ -186,6 +187,14 @@ fn build_tests(packages: &[String]) -> Result<Vec<Executable>> {
     Ok(tests)
 }
 
+fn build_binaries() -> Result<Vec<Executable>> {
+    let mut command = cargo::command("build");
+    for (package, name) in cargo::BINARIES {
+        command.args(["--package", package, "--bin", name]);
+    }
+    cargo::build("build the binaries", command)
+}
+
 /// What test programs need in a machine: themselves without debug information (it would be most of the
 /// image), and the files of their packages at the very paths that `env!("CARGO_MANIFEST_DIR")` names.
 pub(crate) fn content_of(tests: &[Executable]) -> Result<Vec<Content>> {
@@ -216,6 +225,16 @@ pub(crate) fn stripped(program: &Path) -> Result<PathBuf> {
         crate::command::Step::new(format!("strip {}", name.display()), strip).run()?;
     }
     Ok(copy)
+}
+
+/// What the tests of the whole mesh start: our own programs, in the directory that `GHOSTWIRE_BIN_DIR` names.
+pub(crate) fn binaries(executables: &[Executable]) -> Result<Vec<Content>> {
+    let content = cargo::BINARIES.map(|(_, name)| {
+        let binary = executables.iter().find(|executable| !executable.test && executable.target == name);
+        let binary = binary.with_context(|| format!("the build made no {name}"))?;
+        Ok(Content::Program { host: stripped(&binary.path)?, guest: format!("{PROGRAMS}/{name}") })
+    });
+    content.into_iter().collect()
 }
 
 fn guest_path(test: &Executable) -> String {

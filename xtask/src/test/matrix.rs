@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 
 use super::host::show_failure;
 use super::summary::Summary;
@@ -18,8 +18,6 @@ use crate::vm::{self, Content, Event, Job, Machine};
 
 /// The packages whose tests depend on the kernel.
 const PACKAGES: [&str; 2] = ["ghostwire-dataplane", "ghostwire-tests"];
-/// What the tests of the whole mesh start.
-const BINARIES: [&str; 3] = ["ghostwire-server", "ghostwire-client", "gwctl"];
 /// For the boot and all tests of one kernel.
 const TIMEOUT: Duration = Duration::from_mins(25);
 /// Emulation gains little from a machine's second CPU: two machines keep two cores busy.
@@ -49,7 +47,8 @@ pub(super) fn run(names: &[KernelName], executables: &[Executable]) -> Result<Ve
         .filter(|executable| executable.test && PACKAGES.contains(&executable.package.as_str()))
         .cloned()
         .collect();
-    let content = content(&tests, executables)?;
+    let mut content = vm::content_of(&tests)?;
+    content.extend(vm::binaries(executables)?);
     let jobs: Vec<Job> = tests.iter().map(|test| Job::test(test, &[])).collect();
     let progress = Progress::start("tests in virtual machines");
     let board = Board::new(progress.details(), &machines.kernels);
@@ -71,17 +70,6 @@ pub(super) fn run(names: &[KernelName], executables: &[Executable]) -> Result<Ve
     stages.sort_by_key(|(name, _)| *name);
     progress.done();
     Ok(stages.into_iter().map(|(_, stage)| stage).collect())
-}
-
-fn content(tests: &[Executable], executables: &[Executable]) -> Result<Vec<Content>> {
-    let mut content = vm::content_of(tests)?;
-    for name in BINARIES {
-        let binary = executables.iter().find(|executable| !executable.test && executable.target == name);
-        let binary = binary.with_context(|| format!("the build made no {name}"))?;
-        content
-            .push(Content::Program { host: vm::stripped(&binary.path)?, guest: format!("/gw/bin/{name}") });
-    }
-    Ok(content)
 }
 
 fn run_kernel(

@@ -19,6 +19,7 @@ mod key;
 mod model;
 mod process;
 mod server;
+mod sockets;
 mod tunnel;
 pub mod uapi;
 mod userspace;

@@ -6,18 +6,19 @@
 use std::{collections::HashSet, num::NonZeroU16, time::SystemTime};
 
 use gotatun::{
-    device::{self, DefaultDeviceTransports, Peer, configure::PeerStats},
+    device::{self, Peer, configure::PeerStats},
     tun::tun_async_device::TunDevice,
     x25519,
 };
 use ipnet::IpNet;
 
+use super::sockets::DeepSockets;
 use super::{DeviceStatus, Error, PeerStatus, PeerUpdate, PresharedKey, PrivateKey, PublicKey, Update};
 use crate::netlink::LinkName;
 
 /// A running engine.
 pub(super) struct Tunnel {
-    device: device::Device<DefaultDeviceTransports>,
+    device: device::Device<(DeepSockets, TunDevice, TunDevice)>,
     /// Whether the engine's own report of failure can be believed.
     watched: bool,
 }
@@ -28,7 +29,7 @@ impl Tunnel {
         let failed = |reason: String| Error::Engine { name: name.clone(), reason };
         let tun = TunDevice::from_name(name.as_str()).map_err(|error| failed(error.to_string()))?;
         let device = device::build()
-            .with_default_udp()
+            .with_udp(DeepSockets::default())
             .with_ip(tun)
             .build()
             .await

@@ -1,0 +1,34 @@
+//! UDP sockets that outlast a process that gets no processor for a while.
+//!
+//! The kernel's default receive buffer holds some 250 small datagrams, a quarter of a second at 1,000 per
+//! second; a busy machine takes longer than that to give a process its turn.
+
+use std::io;
+
+use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
+use gotatun::udp::{UdpTransportFactory, UdpTransportFactoryParams};
+use nix::sys::socket::{setsockopt, sockopt};
+
+/// Bytes of kernel memory for each direction, as much as other userspace WireGuards ask for.
+const BUFFER: usize = 7 << 20;
+
+/// Makes the engine's sockets, with deep buffers.
+#[derive(Debug, Default)]
+pub(super) struct DeepSockets(UdpSocketFactory);
+
+impl UdpTransportFactory for DeepSockets {
+    type Send = UdpSocket;
+    type Recv = UdpSocket;
+
+    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, UdpSocket)> {
+        let sockets = self.0.bind(params).await?;
+        // Past net.core.rmem_max, which needs CAP_NET_ADMIN; the process has it for its TUN device.
+        let socket = sockets.1.socket();
+        let deep = setsockopt(socket, sockopt::RcvBufForce, &BUFFER)
+            .and_then(|()| setsockopt(socket, sockopt::SndBufForce, &BUFFER));
+        if let Err(error) = deep {
+            tracing::warn!(%error, "the socket keeps its default buffers; bursts may be lost");
+        }
+        Ok(sockets)
+    }
+}
