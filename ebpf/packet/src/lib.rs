@@ -147,5 +147,6 @@ pub trait Family {
 /// IP version of the packet, from the first nibble.
 #[inline(always)]
 pub fn version<R: Reader>(reader: &R) -> Result<u8, Error> {
-    reader.near::<reader::Bytes4>(0).map(|word| word.first() >> 4).ok_or(Error::Malformed)
+    let word = reader.near::<reader::Bytes4>(0).or_else(|| reader.far::<reader::Bytes4>(0));
+    word.map(|word| word.first() >> 4).ok_or(Error::Malformed)
 }

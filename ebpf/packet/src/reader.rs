@@ -35,6 +35,8 @@ impl Bytes4 {
 
 // SAFETY: transparent over u32.
 unsafe impl Field for Bytes4 {}
+// SAFETY: an integer.
+unsafe impl Field for u32 {}
 // SAFETY: N words of 4 bytes, no padding.
 unsafe impl<const N: usize> Field for [u32; N] {}
 
@@ -50,6 +52,15 @@ pub trait Reader {
     /// Reads at any offset. An eBPF program pays for a helper call, and in return the verifier need not follow
     /// where the offset comes from.
     fn far<T: Field>(&self, offset: u32) -> Option<T>;
+
+    /// [`crate::v6::walk`]. An eBPF program puts it into a function of its own.
+    #[inline(always)]
+    fn walk(&self, next: u8, offset: u32, end: u32) -> u64
+    where
+        Self: Sized,
+    {
+        crate::v6::walk(self, next, offset, end)
+    }
 }
 
 /// A packet in memory.

@@ -11,8 +11,10 @@ pub enum V6 {}
 const HEADER: u32 = 40;
 /// More extension headers than any sane packet has; RFC 9098 reports that most networks drop far fewer.
 const MAX_EXTENSIONS: u32 = 8;
-/// The last byte that an extension header may reach.
+/// Bytes that all extension headers may have together.
 const MAX_EXTENSION_BYTES: u32 = 1024;
+/// Where they may start at most, so that an offset fits into twelve bits.
+const MAX_START: u32 = 2048;
 
 impl Family for V6 {
     /// The sixteen bytes as they lie in memory.
@@ -51,17 +53,17 @@ impl Family for V6 {
         if u32::from_be(first) >> 28 != 6 {
             return Err(Error::Malformed);
         }
-        let mut walk = Walk::new((u32::from_be(second) >> 8) as u8, offset + HEADER);
-        walk_extensions(reader, &mut walk, u32::MAX)?;
-        if matches!(walk.part, Part::Later) {
+        let next = (u32::from_be(second) >> 8) as u8;
+        let walked = Walked::unpack(reader.walk(next, offset + HEADER, u32::MAX))?;
+        if matches!(walked.part, Part::Later) {
             return Err(Error::Unsupported);
         }
         let (src_port_be, dst_port_be, icmp) =
-            transport::quoted(reader, walk.offset, walk.next, Self::ICMP, Self::icmp)?;
+            transport::quoted(reader, walked.offset, walked.next, Self::ICMP, Self::icmp)?;
         Ok(Quoted {
             src: [s0, s1, s2, s3],
             dst: [d0, d1, d2, d3],
-            protocol: walk.next,
+            protocol: walked.next,
             src_port_be,
             dst_port_be,
             icmp,
@@ -113,23 +115,6 @@ const fn is_extension(next: u8) -> bool {
     )
 }
 
-/// State of a walk over extension headers.
-struct Walk {
-    next: u8,
-    offset: u32,
-    part: Part,
-    id_be: u32,
-    /// Next header of the fragment header.
-    fragment_protocol: u8,
-}
-
-impl Walk {
-    #[inline(always)]
-    const fn new(next: u8, offset: u32) -> Self {
-        Self { next, offset, part: Part::Whole, id_be: 0, fragment_protocol: next }
-    }
-}
-
 #[inline(always)]
 fn parse_extended<R: Reader>(
     reader: &R,
@@ -138,16 +123,14 @@ fn parse_extended<R: Reader>(
     next: u8,
     end: u32,
 ) -> Result<Packet<[u32; 4]>, Error> {
-    let mut walk = Walk::new(next, HEADER);
-    let fragment_offset = walk_extensions(reader, &mut walk, end)?;
-    let Walk { next, offset, part, id_be, fragment_protocol } = walk;
+    let Walked { next, offset, part, id_be, fragment_protocol } =
+        Walked::unpack(reader.walk(next, HEADER, end))?;
     let fragmentation = Fragmentation { part, id_be, protocol: fragment_protocol };
     let transport = if matches!(part, Part::Later) {
-        // As in IPv4: no fragment may reach into the TCP header of the first.
-        if next == protocol::TCP && fragment_offset < 20 {
-            return Err(Error::Malformed);
-        }
         Transport::NONE
+    } else if offset > end {
+        // The walk saw to that already, but the verifier does not know.
+        return Err(Error::Malformed);
     } else {
         let place = Place { offset, near: false };
         transport::parse(reader, place, end - offset, next, V6::ICMP, part, V6::icmp)?
@@ -155,51 +138,136 @@ fn parse_extended<R: Reader>(
     Ok(Packet { src, dst, protocol: next, fragmentation, transport, transport_offset: offset })
 }
 
-/// Walks to the transport header or to the end of the headers of a later fragment. Returns the fragment offset
-/// in bytes.
-#[inline(always)]
-fn walk_extensions<R: Reader>(reader: &R, walk: &mut Walk, end: u32) -> Result<u32, Error> {
-    let limit = walk.offset + MAX_EXTENSION_BYTES;
-    let mut fragment_offset = 0;
-    let mut headers = 0;
-    while is_extension(walk.next) {
-        headers += 1;
-        if headers > MAX_EXTENSIONS {
-            return Err(Error::Malformed);
-        }
-        let head = reader.far::<Bytes4>(walk.offset).ok_or(Error::Malformed)?;
-        let kind = walk.next;
-        walk.next = head.first();
-        let length = u32::from(head.second());
-        walk.offset += match kind {
-            protocol::FRAGMENT => 8,
-            protocol::AUTHENTICATION => (length + 2) << 2,
-            _ => (length + 1) << 3,
-        };
-        if walk.offset > limit || walk.offset > end {
-            return Err(Error::Malformed);
-        }
-        if kind == protocol::ROUTING && head.low16() as u8 != 0 {
-            // Segments left: the destination address is not where the packet is going.
-            return Err(Error::Unsupported);
-        }
-        if kind == protocol::FRAGMENT {
-            if !matches!(walk.part, Part::Whole) {
-                return Err(Error::Malformed);
-            }
-            let field = u32::from(head.low16());
-            fragment_offset = field & 0xfff8;
-            walk.fragment_protocol = walk.next;
-            walk.id_be = reader.far::<Bytes4>(walk.offset - 4).ok_or(Error::Malformed)?.0;
-            if fragment_offset != 0 {
-                walk.part = Part::Later;
-                return Ok(fragment_offset);
-            }
-            // Offset 0 and nothing to follow is an atomic fragment (RFC 6946): a whole datagram.
-            if field & 1 != 0 {
-                walk.part = Part::First;
-            }
-        }
+/// Where a walk over extension headers came to: the transport header, or the end of the headers of a later fragment.
+#[derive(Clone, Copy)]
+struct Walked {
+    next: u8,
+    offset: u32,
+    part: Part,
+    id_be: u32,
+    /// Next header of the fragment header.
+    fragment_protocol: u8,
+}
+
+/// Places in a packed [`Walked`]: identification in the low half, then 12 bits of offset, and so on.
+mod packed {
+    pub(super) const OFFSET: u32 = 32;
+    pub(super) const OFFSET_MASK: u64 = 0xfff;
+    pub(super) const NEXT: u32 = 44;
+    pub(super) const FRAGMENT_PROTOCOL: u32 = 52;
+    pub(super) const PART: u32 = 60;
+    pub(super) const STATUS: u32 = 62;
+    pub(super) const MALFORMED: u64 = 1 << STATUS;
+    pub(super) const UNSUPPORTED: u64 = 2 << STATUS;
+}
+
+impl Walked {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        u64::from(self.id_be)
+            | u64::from(self.offset) << packed::OFFSET
+            | u64::from(self.next) << packed::NEXT
+            | u64::from(self.fragment_protocol) << packed::FRAGMENT_PROTOCOL
+            | (self.part as u64) << packed::PART
     }
-    Ok(fragment_offset)
+
+    #[inline(always)]
+    fn unpack(packed: u64) -> Result<Self, Error> {
+        match packed >> packed::STATUS {
+            0 => {}
+            1 => return Err(Error::Malformed),
+            _ => return Err(Error::Unsupported),
+        }
+        Ok(Self {
+            next: (packed >> packed::NEXT) as u8,
+            offset: (packed >> packed::OFFSET & packed::OFFSET_MASK) as u32,
+            part: match packed >> packed::PART & 3 {
+                0 => Part::Whole,
+                1 => Part::First,
+                _ => Part::Later,
+            },
+            id_be: packed as u32,
+            fragment_protocol: (packed >> packed::FRAGMENT_PROTOCOL) as u8,
+        })
+    }
+}
+
+/// Walks over the extension headers from `offset` on, of which the first is `next`; none may reach beyond `end`. The
+/// result is packed into one number, because that is what a BPF function returns.
+#[inline(always)]
+pub fn walk<R: Reader>(reader: &R, next: u8, offset: u32, end: u32) -> u64 {
+    let limit = if offset < MAX_START { offset + MAX_EXTENSION_BYTES } else { return packed::MALFORMED };
+    let end = if limit < end { limit } else { end };
+    let mut walked = Walked { next, offset, part: Part::Whole, id_be: 0, fragment_protocol: next };
+    // Not a loop: where the compiler puts a loop's back edge, the verifier of Linux 6.1 may refuse it.
+    macro_rules! steps {
+        ($($number:literal)*) => {$(
+            const _: () = assert!($number <= MAX_EXTENSIONS);
+            match step(reader, &mut walked, end) {
+                Step::Next => {}
+                Step::Arrived => return walked.pack(),
+                Step::Malformed => return packed::MALFORMED,
+                Step::Unsupported => return packed::UNSUPPORTED,
+            }
+        )*};
+    }
+    steps!(1 2 3 4 5 6 7 8);
+    if is_extension(walked.next) { packed::MALFORMED } else { walked.pack() }
+}
+
+/// What one step of the walk came to.
+#[repr(u32)]
+enum Step {
+    Next = 0,
+    Arrived = 1,
+    Malformed = 2,
+    Unsupported = 3,
+}
+
+/// Walks over one extension header. Not inlined: it is called several times in a row.
+#[inline(never)]
+fn step<R: Reader>(reader: &R, walked: &mut Walked, end: u32) -> Step {
+    if !is_extension(walked.next) {
+        return Step::Arrived;
+    }
+    let Some(head) = reader.far::<Bytes4>(walked.offset) else { return Step::Malformed };
+    let kind = walked.next;
+    walked.next = head.first();
+    let length = u32::from(head.second());
+    walked.offset += match kind {
+        protocol::FRAGMENT => 8,
+        protocol::AUTHENTICATION => (length + 2) << 2,
+        _ => (length + 1) << 3,
+    };
+    if walked.offset > end {
+        return Step::Malformed;
+    }
+    if kind == protocol::ROUTING && head.low16() as u8 != 0 {
+        // Segments left: the destination address is not where the packet is going.
+        return Step::Unsupported;
+    }
+    if kind != protocol::FRAGMENT {
+        return Step::Next;
+    }
+    if !matches!(walked.part, Part::Whole) {
+        return Step::Malformed;
+    }
+    let Some(id) = reader.far::<Bytes4>(walked.offset - 4) else { return Step::Malformed };
+    let field = u32::from(head.low16());
+    let fragment_offset = field & 0xfff8;
+    walked.fragment_protocol = walked.next;
+    walked.id_be = id.0;
+    if fragment_offset != 0 {
+        // As in IPv4: no fragment may reach into the TCP header of the first.
+        if walked.next == protocol::TCP && fragment_offset < 20 {
+            return Step::Malformed;
+        }
+        walked.part = Part::Later;
+        return Step::Arrived;
+    }
+    // Offset 0 and nothing to follow is an atomic fragment (RFC 6946): a whole datagram.
+    if field & 1 != 0 {
+        walked.part = Part::First;
+    }
+    Step::Next
 }

@@ -6,14 +6,15 @@ use ghostwire_packet::transport::tcp;
 use ghostwire_packet::{Error, Icmp, Packet, Part, Reader, V4, V6, protocol};
 
 use crate::conntrack::{self, Tracked};
-use crate::image::{Addressed, Ends, Image, Matrix};
+use crate::icmp_error::Complained;
+use crate::image::{Ends, Image, Matrix};
 use crate::skb::Skb;
 use crate::verdict::{self, Code};
-use crate::{fast, fragment, icmp_error, nets};
+use crate::{fast, fragment, nets};
 
 /// A family with everything that a judgement needs.
-pub trait Judged: Addressed + Tracked {}
-impl<F: Addressed + Tracked> Judged for F {}
+pub trait Judged: Complained + Tracked {}
+impl<F: Complained + Tracked> Judged for F {}
 
 /// Remote and local address of a packet.
 #[inline(always)]
@@ -30,39 +31,48 @@ pub fn run(context: *mut __sk_buff, direction: Direction) -> i32 {
     if fast::passes(context, direction) {
         return TC_ACT_UNSPEC;
     }
-    let code = match direction {
-        Direction::Ingress => judge_ingress(context),
-        Direction::Egress => judge_egress(context),
+    let code = match ghostwire_packet::version(&Skb::again(context)) {
+        Ok(4) => match direction {
+            Direction::Ingress => judge_ipv4_ingress(context),
+            Direction::Egress => judge_ipv4_egress(context),
+        },
+        Ok(6) => match direction {
+            Direction::Ingress => judge_ipv6_ingress(context),
+            Direction::Egress => judge_ipv6_egress(context),
+        },
+        Ok(_) => with_image(|_| Code::drop(Reason::Unsupported)),
+        Err(_) => with_image(|_| Code::drop(Reason::Malformed)),
     };
     verdict::conclude(context, direction, code)
 }
 
-/// The whole way in, as a function of its own: what it keeps at hand would only slow the common packet down, and
-/// the verifier looks at a global function once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn judge_ingress(context: *mut __sk_buff) -> u64 {
-    judge_any(context, Direction::Ingress)
+/// The whole way, as functions of their own: what they keep at hand would only slow the common packet down, each
+/// has a stack for one family, and the verifier looks at a global function once.
+macro_rules! whole_way {
+    ($($name:ident: $family:ident, $direction:ident;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        #[doc = "Judges a packet of one family and direction."]
+        pub extern "C" fn $name(context: *mut __sk_buff) -> u64 {
+            with_image(|image| judge_family::<$family>(&Skb::new(context), image, Direction::$direction))
+        }
+    )*};
 }
 
-/// The whole way out.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn judge_egress(context: *mut __sk_buff) -> u64 {
-    judge_any(context, Direction::Egress)
+whole_way! {
+    judge_ipv4_ingress: V4, Ingress;
+    judge_ipv4_egress: V4, Egress;
+    judge_ipv6_ingress: V6, Ingress;
+    judge_ipv6_egress: V6, Egress;
 }
 
+/// Judges with the image in force, of which the code tells the modes.
 #[inline(always)]
-fn judge_any(context: *mut __sk_buff, direction: Direction) -> u64 {
-    let skb = Skb::new(context);
-    let Some(image) = Image::current() else { return Code::drop(Reason::NoImage) };
-    let code = match ghostwire_packet::version(&skb) {
-        Ok(4) => judge_family::<V4>(&skb, image, direction),
-        Ok(6) => judge_family::<V6>(&skb, image, direction),
-        Ok(_) => Code::drop(Reason::Unsupported),
-        Err(_) => Code::drop(Reason::Malformed),
-    };
-    code | Code::mode(image)
+fn with_image(judge: impl FnOnce(Image) -> u64) -> u64 {
+    match Image::current() {
+        Some(image) => judge(image) | Code::mode(image),
+        None => Code::drop(Reason::NoImage),
+    }
 }
 
 /// Judges a packet of one family; the code tells of the packet too.
@@ -85,8 +95,7 @@ fn judge<F: Judged>(skb: &Skb, image: Image, direction: Direction, mut packet: P
         return Code::drop(Reason::Unsupported);
     }
     if matches!(packet.transport.icmp, Icmp::Error) {
-        let offset = packet.transport_offset;
-        return icmp_error::judge::<F>(skb.context(), image.address(), direction as u32, offset, &packet.dst);
+        return F::judge(skb.context(), direction as u32, packet.transport_offset);
     }
     let later = matches!(packet.fragmentation.part, Part::Later);
     if later {

@@ -6,31 +6,65 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use ghostwire_ebpf_abi::event::{Direction, Reason};
-use ghostwire_packet::{Error, Icmp};
+use ghostwire_packet::{Error, Icmp, Reader, V4, V6};
 
 use crate::image::{Addressed, Image, Matrix};
 use crate::nets;
-use crate::skb::Skb;
+use crate::skb::Distant;
 use crate::verdict::Code;
 
-/// Judges the error whose ICMP header is at `offset` and whose destination is `dst`.
+/// A family with a function for it.
+pub trait Complained: Addressed {
+    /// Judges the error whose ICMP header is at `offset`. Fetches the image by itself: nothing of the decision was
+    /// made before.
+    fn judge(context: *mut __sk_buff, direction: u32, offset: u32) -> u64;
+}
+
+impl Complained for V4 {
+    #[inline(always)]
+    fn judge(context: *mut __sk_buff, direction: u32, offset: u32) -> u64 {
+        judge_icmp_error(context, direction, offset)
+    }
+}
+
+impl Complained for V6 {
+    #[inline(always)]
+    fn judge(context: *mut __sk_buff, direction: u32, offset: u32) -> u64 {
+        judge_icmpv6_error(context, direction, offset)
+    }
+}
+
+/// Global functions, at which the verifier looks once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn judge<F: Addressed>(
-    context: *mut __sk_buff,
-    words: *const u64,
-    direction: u32,
-    offset: u32,
-    dst: &F::Addr,
-) -> u64 {
-    let image = Image::at(words);
-    let skb = Skb::again(context);
+pub extern "C" fn judge_icmp_error(context: *mut __sk_buff, direction: u32, offset: u32) -> u64 {
+    match Distant(context).far::<u32>(16) {
+        Some(dst) => judge::<V4>(context, direction, offset, dst),
+        None => Code::drop(Reason::Malformed),
+    }
+}
+
+/// As [`judge_icmp_error`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_icmpv6_error(context: *mut __sk_buff, direction: u32, offset: u32) -> u64 {
+    match Distant(context).far::<[u32; 4]>(24) {
+        Some(dst) => judge::<V6>(context, direction, offset, dst),
+        None => Code::drop(Reason::Malformed),
+    }
+}
+
+#[inline(always)]
+fn judge<F: Addressed>(context: *mut __sk_buff, direction: u32, offset: u32, dst: F::Addr) -> u64 {
+    let Some(image) = Image::current() else { return Code::drop(Reason::NoImage) };
+    let skb = Distant(context);
     let quoted = match F::quoted(&skb, offset + 8) {
         Ok(quoted) => quoted,
         Err(Error::Malformed) => return Code::drop(Reason::Malformed),
         Err(Error::Unsupported) => return Code::drop(Reason::UnrelatedIcmpError),
     };
     let refused = Code::drop(Reason::UnrelatedIcmpError);
-    if quoted.src != *dst {
+    if quoted.src != dst {
         return refused;
     }
     // On ingress the quoted packet is ours, on egress it is theirs.

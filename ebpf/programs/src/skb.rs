@@ -5,8 +5,8 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_pull_data};
-use ghostwire_packet::Reader;
 use ghostwire_packet::reader::Field;
+use ghostwire_packet::{Reader, v6};
 
 use crate::maps::L3_OFFSET;
 
@@ -84,16 +84,59 @@ impl Reader for Skb {
 
     #[inline(always)]
     fn far<T: Field>(&self, offset: u32) -> Option<T> {
-        let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the buffer has the size that is passed; the helper writes all of it or fails.
-        unsafe {
-            let to = value.as_mut_ptr().cast::<c_void>();
-            if bpf_skb_load_bytes(self.context.cast(), self.l3_offset + offset, to, size_of::<T>() as u32)
-                != 0
-            {
-                return None;
-            }
-            Some(value.assume_init())
-        }
+        load(self.context, self.l3_offset + offset)
     }
+
+    #[inline(always)]
+    fn walk(&self, next: u8, offset: u32, end: u32) -> u64 {
+        walk_extensions(self.context, next.into(), offset, end)
+    }
+}
+
+#[inline(always)]
+fn load<T: Field>(context: *mut __sk_buff, offset: u32) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the buffer has the size that is passed; the helper writes all of it or fails.
+    unsafe {
+        let to = value.as_mut_ptr().cast::<c_void>();
+        if bpf_skb_load_bytes(context.cast(), offset, to, size_of::<T>() as u32) != 0 {
+            return None;
+        }
+        Some(value.assume_init())
+    }
+}
+
+/// A socket buffer that is read by helper calls only: one word on the stack.
+#[derive(Clone, Copy)]
+pub struct Distant(pub *mut __sk_buff);
+
+impl Reader for Distant {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context that the kernel passed.
+        unsafe { (*self.0).len - L3_OFFSET.load() }
+    }
+
+    #[inline(always)]
+    fn near<T: Field>(&self, offset: u32) -> Option<T> {
+        self.far(offset)
+    }
+
+    #[inline(always)]
+    fn far<T: Field>(&self, offset: u32) -> Option<T> {
+        load(self.0, L3_OFFSET.load() + offset)
+    }
+
+    #[inline(always)]
+    fn walk(&self, next: u8, offset: u32, end: u32) -> u64 {
+        walk_extensions(self.0, next.into(), offset, end)
+    }
+}
+
+/// The walk over extension headers, as a global function: the verifier looks at it once, and not again for every
+/// state of its callers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn walk_extensions(context: *mut __sk_buff, next: u32, offset: u32, end: u32) -> u64 {
+    v6::walk(&Distant(context), next as u8, offset, end)
 }
