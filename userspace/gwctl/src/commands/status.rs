@@ -108,40 +108,50 @@ fn policy(status: &StatusResponse) -> String {
     }
 }
 
+/// Where names are so long that the table does not fit, the handshakes are left to `gwctl status PEER`.
 fn peers(output: &Output, status: &StatusResponse, now: i64) -> String {
-    let columns = [
-        whole("PEER"),
-        whole("ADDRESS"),
-        text("PATH"),
-        number("LATENCY"),
-        text("HANDSHAKE"),
-        number("RECEIVED"),
-        number("SENT"),
-        number("DROPPED"),
-    ];
+    // Colours would count as characters.
+    let plain = Output { colour: false, ..output.clone() };
+    let measured = peer_table(&plain, status, now, true);
+    let widest = measured.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    let fits = output.width.is_none_or(|width| widest <= width.into());
+    peer_table(output, status, now, fits)
+}
+
+fn peer_table(output: &Output, status: &StatusResponse, now: i64, handshakes: bool) -> String {
+    let mut columns = vec![whole("PEER"), whole("ADDRESS"), text("PATH"), number("LATENCY")];
+    if handshakes {
+        columns.push(text("HANDSHAKE"));
+    }
+    columns.extend([number("RECEIVED"), number("SENT"), number("DROPPED")]);
     let mut table = Table::new(output, &columns);
     for peer in &status.peers {
         let works = peer.path != "none";
         let addresses = peer.peer.as_ref().map(|peer| json::prefixes(&peer.addresses)).unwrap_or_default();
         // Where there is room; the word alone says little.
-        let narrow = output.width.is_some_and(|width| width < 100);
+        let short = output.width.is_some_and(|width| width < 100);
         let path = match peer.path.strip_prefix("direct ") {
-            Some(endpoint) if narrow => endpoint.to_owned(),
+            Some(endpoint) if short => endpoint.to_owned(),
             _ if works => peer.path.clone(),
             _ => idle_path(peer).to_owned(),
         };
         let path_style = if works { Style::Good } else { Style::Warning };
         let dropped_style = (peer.dropped_packets > 0).then_some(Style::Warning);
-        table.styled([
+        let mut cells = vec![
             (name(peer).to_owned(), Some(Style::Bold)),
             (addresses.first().cloned().unwrap_or_default(), None),
             (path, Some(path_style)),
             (latency(peer.latency_ms), None),
-            (ago(peer.last_handshake_unix_ms, now), None),
+        ];
+        if handshakes {
+            cells.push((ago(peer.last_handshake_unix_ms, now), None));
+        }
+        cells.extend([
             (bytes(peer.rx_bytes), None),
             (bytes(peer.tx_bytes), None),
             (peer.dropped_packets.to_string(), dropped_style),
         ]);
+        table.styled(cells);
     }
     table.render("")
 }
