@@ -63,6 +63,11 @@ pub mod header {
     pub const OUT_LOCALS: u32 = 15;
     /// First word after the used part of the image.
     pub const USED: u32 = 16;
+    /// Word offset of the table of IPv4 networks behind peers (see [`super::net4`]), 0: none. The loader builds it
+    /// from the same list as the trie and puts it behind the used part; when there is no room, the trie answers.
+    pub const REMOTE_NET4: u32 = 17;
+    /// Word offset of the table of IPv4 networks that this node routes, 0: none.
+    pub const LOCAL_NET4: u32 = 18;
     /// Words reserved for the header.
     pub const WORDS: u32 = 64;
 }
@@ -127,6 +132,17 @@ pub const REMOTE4: u32 = PROTO + 256 / 2;
 pub const REMOTE6: u32 = REMOTE4 + INDEX16 / 2;
 /// The verdict matrices live from here to [`WORDS`].
 pub const MATRICES: u32 = REMOTE6 + INDEX16 / 2;
+
+/// IPv4 networks as a table of three levels, read by one to three loads where a trie walks and compares: by the upper
+/// 16 bits of an address, then by 8, then by 8. An entry is a packed cell, or points to the block of the next level.
+pub mod net4 {
+    /// Entries of the first level.
+    pub const FIRST: u32 = 65_536;
+    /// Entries of the blocks of the second and third level.
+    pub const BLOCK: u32 = 256;
+    /// Set: the lower half is the word offset of a block, else it is a cell.
+    pub const POINTER: u64 = 1 << 63;
+}
 
 /// Local class of this node's own overlay addresses.
 pub const LOCAL_SELF: u32 = 0;

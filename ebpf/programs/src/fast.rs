@@ -1,5 +1,5 @@
-//! The common packet, in a straight line: whole, without options or extension headers, TCP or UDP, between an
-//! overlay address and our own, allowed by the image, with no state to keep. Whatever is not exactly that is left to
+//! The common packet, in a straight line: whole, without options or extension headers, TCP or UDP, between
+//! addresses that the image itself knows, allowed by it, with no state to keep. Whatever is not exactly that is left to
 //! [`crate::acl`], which would come to the same verdict: this is a short cut, not a second opinion.
 //!
 //! Each field is loaded by itself and in its own width, and numbers have 64 bits: that is what makes few BPF
@@ -8,9 +8,9 @@
 use aya_ebpf::bindings::__sk_buff;
 use ghostwire_ebpf_abi::event::{Direction, Reason};
 use ghostwire_ebpf_abi::image::{self, flags, header};
-use ghostwire_packet::protocol;
+use ghostwire_packet::{Family, V4, protocol};
 
-use crate::image::Image;
+use crate::image::{Ends, Image, Matrix};
 use crate::maps::L3_OFFSET;
 use crate::verdict;
 
@@ -84,13 +84,23 @@ unsafe fn admits4(packet: Linear, image: Image, direction: Direction) -> bool {
         }
         let (src, dst) = (u32::from_be(packet.load(12)), u32::from_be(packet.load(16)));
         let (remote, local) = crate::acl::roles(direction, src, dst);
-        if u64::from(remote >> 16) != image.word(header::OVERLAY4)
-            || u64::from(local) != image.word(header::OWN4)
-        {
-            return false;
-        }
-        let remote = image.cell(image::REMOTE4, remote as u16);
-        allowed(packet, 20, image, direction, remote, protocol)
+        let remote = if u64::from(remote >> 16) == image.word(header::OVERLAY4) {
+            image.cell(image::REMOTE4, remote as u16)
+        } else {
+            match image.net4(header::REMOTE_NET4, remote) {
+                Some(cell) if V4::is_carried(remote.to_be()) => cell,
+                _ => return false,
+            }
+        };
+        let local = if u64::from(local) == image.word(header::OWN4) {
+            image::LOCAL_SELF
+        } else {
+            match image.net4(header::LOCAL_NET4, local) {
+                Some(cell) if cell != 0 && V4::is_carried(local.to_be()) => cell,
+                _ => return false,
+            }
+        };
+        allowed(packet, 20, image, direction, Ends { remote, local }, protocol)
     }
 }
 
@@ -124,7 +134,8 @@ unsafe fn admits6(packet: Linear, image: Image, direction: Direction) -> bool {
         {
             return false;
         }
-        allowed(packet, 40, image, direction, image.cell(image::REMOTE6, low as u16), protocol)
+        let remote = image.cell(image::REMOTE6, low as u16);
+        allowed(packet, 40, image, direction, Ends { remote, local: image::LOCAL_SELF }, protocol)
     }
 }
 
@@ -159,7 +170,7 @@ unsafe fn allowed(
     at: usize,
     image: Image,
     direction: Direction,
-    remote: u32,
+    ends: Ends,
     protocol: u8,
 ) -> bool {
     let table = if protocol == protocol::TCP { image::TCP } else { image::UDP };
@@ -167,32 +178,13 @@ unsafe fn allowed(
     let to: u16 = unsafe { packet.load(at + 2) };
     let to = image.cell(table, u16::from_be(to));
     match direction {
-        Direction::Ingress => bit(image, image::inbound(remote), image::inbound(to), header::IN_BASE),
+        Direction::Ingress => image.allows(Matrix::Inbound, ends, to),
         // Passing by policy takes both: else there is state to keep, or it is a reply.
         Direction::Egress => {
             // SAFETY: as above.
             let from: u16 = unsafe { packet.load(at) };
             let from = image.cell(table, u16::from_be(from));
-            bit(image, image::outbound(remote), image::outbound(to), header::OUT_BASE)
-                && bit(image, image::inbound(remote), image::inbound(from), header::IN_BASE)
+            image.allows(Matrix::Outbound, ends, to) && image.allows(Matrix::Inbound, ends, from)
         }
     }
-}
-
-/// The verdict bit of a remote class and our own address, in the matrix whose header begins at `matrix`.
-#[inline(always)]
-fn bit(image: Image, remote: u32, service: u32, matrix: u32) -> bool {
-    const STRIDE: u32 = header::IN_STRIDE - header::IN_BASE;
-    const LOCALS: u32 = header::IN_LOCALS - header::IN_BASE;
-    const _: () = assert!(header::OUT_STRIDE - header::OUT_BASE == STRIDE);
-    const _: () = assert!(header::OUT_LOCALS - header::OUT_BASE == LOCALS);
-    if remote == 0 {
-        return false;
-    }
-    let pitch = image.word(matrix + STRIDE).wrapping_mul(image.word(matrix + LOCALS));
-    let index = image
-        .word(matrix)
-        .wrapping_add(u64::from(service >> 6))
-        .wrapping_add(u64::from(remote).wrapping_mul(pitch));
-    index < u64::from(image::WORDS) && image.word_at(index) >> (service & 63) & 1 != 0
 }

@@ -1,6 +1,6 @@
 //! The class image: bounded loads from the one map value that a packet looks at.
 
-use ghostwire_ebpf_abi::image::{self, flags, header};
+use ghostwire_ebpf_abi::image::{self, flags, header, net4};
 use ghostwire_packet::{V4, V6, protocol};
 
 use crate::maps;
@@ -94,6 +94,24 @@ impl Image {
         unsafe { *self.words.cast::<u32>().add(table as usize * 2 + index as usize) }
     }
 
+    /// Cell of an address (as a number) in the table of networks whose offset the header word `table` holds. `None`:
+    /// there is no such table.
+    #[inline(always)]
+    pub fn net4(self, table: u32, addr: u32) -> Option<u32> {
+        let table = self.word(table);
+        if table == 0 {
+            return None;
+        }
+        let mut entry = self.word_at(table + u64::from(addr >> 16));
+        if entry & net4::POINTER != 0 {
+            entry = self.word_at((entry & 0xffff_ffff) + u64::from(addr >> 8 & 0xff));
+            if entry & net4::POINTER != 0 {
+                entry = self.word_at((entry & 0xffff_ffff) + u64::from(addr & 0xff));
+            }
+        }
+        Some(entry as u32)
+    }
+
     /// Generation of the policy.
     #[inline(always)]
     pub fn generation(self) -> u32 {
@@ -152,6 +170,9 @@ pub trait Addressed: ghostwire_packet::Family {
 
     /// Packed remote classes of an overlay address; `None`: the address is not in the overlay's dense range.
     fn overlay(image: Image, addr: Self::Addr) -> Option<u32>;
+
+    /// Packed classes from the image's table of networks; `None`: ask the trie.
+    fn net(image: Image, table: u32, addr: Self::Addr) -> Option<u32>;
 }
 
 impl Addressed for V4 {
@@ -167,6 +188,11 @@ impl Addressed for V4 {
             return None;
         }
         Some(image.cell(image::REMOTE4, addr as u16))
+    }
+
+    #[inline(always)]
+    fn net(image: Image, table: u32, addr: u32) -> Option<u32> {
+        image.net4(table, u32::from_be(addr))
     }
 }
 
@@ -194,6 +220,11 @@ impl Addressed for V6 {
             return None;
         }
         Some(image.cell(image::REMOTE6, low as u16))
+    }
+
+    #[inline(always)]
+    fn net(_image: Image, _table: u32, _addr: [u32; 4]) -> Option<u32> {
+        None
     }
 }
 

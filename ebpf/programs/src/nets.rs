@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::helpers::bpf_map_lookup_elem;
-use ghostwire_ebpf_abi::image::{NetKey, flags};
+use ghostwire_ebpf_abi::image::{NetKey, flags, header};
 use ghostwire_packet::Family;
 
 use crate::image::{Addressed, Ends, Image};
@@ -55,9 +55,12 @@ fn registers<F: Family>(addr: F::Addr) -> (u64, u64) {
 
 /// Packed remote classes of an address; 0: unknown.
 #[inline(always)]
-pub fn remote<F: Family>(image: Image, addr: F::Addr) -> u32 {
+pub fn remote<F: Addressed>(image: Image, addr: F::Addr) -> u32 {
     if !image.has(flags::REMOTE_NETS) {
         return 0;
+    }
+    if let Some(cell) = F::net(image, header::REMOTE_NET4, addr) {
+        return cell;
     }
     let (first, second) = registers::<F>(addr);
     look_up_remote(image.net_slot(), first, second) as u32
@@ -65,9 +68,12 @@ pub fn remote<F: Family>(image: Image, addr: F::Addr) -> u32 {
 
 /// Packed local classes of an address; 0: not local.
 #[inline(always)]
-pub fn local<F: Family>(image: Image, addr: F::Addr) -> u32 {
+pub fn local<F: Addressed>(image: Image, addr: F::Addr) -> u32 {
     if !image.has(flags::LOCAL_NETS) {
         return 0;
+    }
+    if let Some(cell) = F::net(image, header::LOCAL_NET4, addr) {
+        return cell;
     }
     let (first, second) = registers::<F>(addr);
     look_up_local(image.net_slot(), first, second) as u32

@@ -10,7 +10,7 @@ use ghostwire_ebpf_abi::image::{self, flags, header};
 use ipnet::IpNet;
 
 use super::kernel::Mapping;
-use super::{Acl, AclError, nets};
+use super::{Acl, AclError, net4, nets};
 
 /// Slot 0 holds the image in force.
 pub(super) type Images = ArrayOfMaps<MapData, MapData>;
@@ -168,6 +168,18 @@ fn build(image: &Image, slot: u64, sampling: bool) -> Result<MapData, AclError> 
             _ => *word,
         };
         mapping.word(index).store(word, Ordering::Relaxed);
+    }
+    let mut free = u32::try_from(image.words.len()).unwrap_or(image::WORDS);
+    for (header, nets) in [(header::REMOTE_NET4, &image.remote_nets), (header::LOCAL_NET4, &image.local_nets)]
+    {
+        // Without room for the table the trie answers.
+        let table = net4::build(nets, free, image::WORDS).unwrap_or_default();
+        let at = if table.is_empty() { 0 } else { u64::from(free) };
+        mapping.word(header).store(at, Ordering::Relaxed);
+        for entry in table {
+            mapping.word(free).store(entry, Ordering::Relaxed);
+            free += 1;
+        }
     }
     Ok(inner)
 }

@@ -21,6 +21,7 @@ mod events;
 mod image;
 mod kernel;
 mod layout;
+mod net4;
 mod nets;
 mod object;
 mod qdisc;
