@@ -245,7 +245,7 @@ fn addresses(set: &AddrSet) -> String {
         let (first, last) = (std::net::Ipv6Addr::from(*first), std::net::Ipv6Addr::from(*last));
         range(&first, &last)
     });
-    few(v4.chain(v6).collect(), "address ranges")
+    few(&v4.chain(v6).collect::<Vec<_>>(), "address ranges")
 }
 
 fn range<A: std::fmt::Display + PartialEq>(first: &A, last: &A) -> String {
@@ -257,7 +257,10 @@ fn ports(ports: &[PortRange]) -> String {
     if ports.iter().any(all) {
         return "all ports".to_owned();
     }
-    let text = few(ports.iter().map(|range| self::range(&range.first, &range.last)).collect(), "port ranges");
+    let text = few(
+        &ports.iter().map(|range| self::range(&range.first, &range.last)).collect::<Vec<_>>(),
+        "port ranges",
+    );
     format!("ports {text}")
 }
 
@@ -274,10 +277,10 @@ fn protocols(set: ProtocolSet) -> String {
         132 => "sctp".to_owned(),
         other => other.to_string(),
     });
-    few(names.collect(), "protocols")
+    few(&names.collect::<Vec<_>>(), "protocols")
 }
 
-fn few(parts: Vec<String>, what: &str) -> String {
+fn few(parts: &[String], what: &str) -> String {
     const SHOWN: usize = 4;
     match parts.len() {
         0 => "nothing".to_owned(),

@@ -253,7 +253,7 @@ impl Daemon {
 
     /// Before the first map is applied: peers that an earlier run left keep their endpoints.
     async fn adopt(&mut self) {
-        let device = self.worker.run(|kernel| kernel.adopt_existing()).await;
+        let device = self.worker.run(Kernel::adopt_existing).await;
         if let Ok(Ok(peers)) = device {
             self.adopted = !peers.is_empty();
             self.on_observed(peers);
@@ -428,10 +428,9 @@ impl Daemon {
                 (peer.key, path)
             });
             path.set_candidates(now, &peer.endpoints, peer.message.online, &self.around);
-            if known.is_none_or(|present| present.endpoint.is_none()) {
-                if let Some(endpoint) = path.poll_endpoint() {
-                    first.insert(*id, endpoint);
-                }
+            let unknown = known.is_none_or(|present| present.endpoint.is_none());
+            if let Some(endpoint) = unknown.then(|| path.poll_endpoint()).flatten() {
+                first.insert(*id, endpoint);
             }
         }
         first
@@ -469,7 +468,7 @@ impl Daemon {
         if self.device.is_none() {
             return;
         }
-        let job = self.worker.run(|kernel| kernel.peers());
+        let job = self.worker.run(Kernel::peers);
         let happenings = self.happenings.clone();
         tokio::spawn(async move {
             if let Ok(Ok(peers)) = job.await {

@@ -86,7 +86,7 @@ pub struct AclDraft {
 impl Daemon {
     pub(super) fn on_request(&mut self, request: Request) {
         match request {
-            Request::Up(request, progress) => self.on_up(*request, progress),
+            Request::Up(request, progress) => self.on_up(&request, progress),
             Request::Down(answer) => self.on_down(answer),
             // Who asked may have left; that is no concern of the loop.
             Request::Status(answer) => drop(answer.send(self.draft_status())),

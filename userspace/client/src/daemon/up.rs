@@ -15,7 +15,7 @@ use crate::store::Membership;
 use crate::{local, pb};
 
 /// A node that has no map gives up waiting for its coordinator after this.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Somebody who waits for the node to run.
 #[derive(Debug)]
@@ -55,11 +55,11 @@ impl Waiting {
 impl Daemon {
     pub(super) fn on_up(
         &mut self,
-        request: local::UpRequest,
+        request: &local::UpRequest,
         progress: mpsc::Sender<Result<local::UpProgress, RequestError>>,
     ) {
         let waiting = Waiting { progress, told: Vec::new(), deadline: Instant::now() + PATIENCE };
-        match self.begin_up(&request) {
+        match self.begin_up(request) {
             Ok(None) => {
                 self.ups.push(waiting);
                 self.input(Input::Up);
@@ -215,7 +215,7 @@ impl Daemon {
         for mut waiting in std::mem::take(&mut self.ups) {
             match state {
                 State::Connecting => {
-                    waiting.tell("connecting", format!("Connecting to {}", coordinators.join(", ")))
+                    waiting.tell("connecting", format!("Connecting to {}", coordinators.join(", ")));
                 }
                 State::Running | State::Offline => {
                     waiting.tell("interface", format!("Setting up {interface} and the policy"));

@@ -25,9 +25,9 @@ pub const KEEPALIVE_SECONDS: u16 = 25;
 /// WireGuard repeats an unanswered handshake every 5 s (REKEY_TIMEOUT) plus a jitter of a third of a second.
 pub const TRIAL: Duration = Duration::from_millis(5_600);
 /// Two keepalives and a little.
-pub const SILENT: Duration = Duration::from_secs(60);
+pub const SILENT: Duration = Duration::from_mins(1);
 /// WireGuard throws a session away after this long (REJECT_AFTER_TIME).
-pub const SESSION: Duration = Duration::from_secs(180);
+pub const SESSION: Duration = Duration::from_mins(3);
 /// After this many rounds over all candidates without success, each gets longer.
 const EAGER_ROUNDS: u32 = 3;
 /// How long each then gets.
@@ -173,6 +173,10 @@ impl PeerPath {
                 self.lost = false;
                 self.pending = None;
                 self.state = State::Working { heard: now };
+            }
+            // WireGuard has lost what it was told: the peer was removed and added again, or the device was.
+            State::Trying { index, .. } if seen.endpoint.is_none() => {
+                self.pending = self.candidates.get(index).copied();
             }
             State::Trying { .. } | State::Nowhere => {}
         }

@@ -35,7 +35,7 @@ impl Tunnel {
     fn second(&mut self, path: &mut PeerPath) {
         self.now += Duration::from_secs(1);
         if self.endpoint.is_some_and(|endpoint| self.answers.contains(&endpoint)) {
-            let old = self.handshake.is_none_or(|then| self.now - then >= Duration::from_secs(120));
+            let old = self.handshake.is_none_or(|then| self.now - then >= Duration::from_mins(2));
             if old {
                 self.handshake = Some(self.now);
             }
@@ -122,6 +122,17 @@ fn an_adopted_session_keeps_its_endpoint() {
     assert_eq!(path.poll_endpoint(), None);
     assert_eq!(path.describe(), "direct 198.51.100.77:4242");
     assert_eq!(path.why(now), "the peer's packets come from there");
+}
+
+#[test]
+fn an_endpoint_that_wireguard_has_lost_is_told_again() {
+    let now = Instant::now();
+    let mut path = PeerPath::new();
+    path.observe(now, Observation { endpoint: Some(at(FAR)), ..Observation::default() });
+    path.set_candidates(now, &[at(FAR)], true, &around());
+    assert_eq!(path.poll_endpoint(), None);
+    path.observe(now, Observation::default());
+    assert_eq!(path.poll_endpoint(), Some(at(FAR)));
 }
 
 #[test]

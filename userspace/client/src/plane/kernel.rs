@@ -354,7 +354,11 @@ impl Machinery for Kernel {
         self.described = None;
         let name = self.options.interface.clone();
         let wrong = |error: &dyn std::error::Error| PlaneError(error.to_string());
-        let ours = self.netlink.link(&name).map_err(|error| wrong(&error))?.filter(|link| link.is_ours());
+        let ours = self
+            .netlink
+            .link(&name)
+            .map_err(|error| wrong(&error))?
+            .filter(ghostwire_dataplane::netlink::Link::is_ours);
         if let Some(link) = &ours {
             // Down first: without programs the device would pass everything.
             self.netlink.set_down(link).map_err(|error| wrong(&error))?;

@@ -41,7 +41,7 @@ fn steps(
     let map = &desired.map;
     machine.ensure_device()?;
     if let Err(error) = machine.ensure_programs() {
-        return Err(withdraw(machine, error));
+        return Err(withdraw(machine, &error));
     }
     let wanted = wanted_peers(desired, first);
     let present: BTreeMap<NodeKey, PresentPeer> =
@@ -71,7 +71,7 @@ fn steps(
 }
 
 /// Without programs nothing is enforced, so nobody may be there to send.
-fn withdraw(machine: &mut dyn Machinery, error: PlaneError) -> PlaneError {
+fn withdraw(machine: &mut dyn Machinery, error: &PlaneError) -> PlaneError {
     let removed =
         machine.peers().and_then(|peers| peers.iter().try_for_each(|peer| machine.remove_peer(peer.key)));
     match removed {

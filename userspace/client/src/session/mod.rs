@@ -21,7 +21,7 @@ pub mod map;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,9 +40,9 @@ pub const SILENCE: Duration = Duration::from_secs(45);
 /// Presence of peers may be lost in a crash; it is written this much later at most.
 pub const LAZY_SAVE: Duration = Duration::from_secs(30);
 /// The data plane is compared with the map this often, in case somebody changed it.
-pub const RECONCILE: Duration = Duration::from_secs(60);
+pub const RECONCILE: Duration = Duration::from_mins(1);
 /// After `REPLACED` or `EXPIRED`, coming back at once would only repeat it.
-pub const UNWANTED: Duration = Duration::from_secs(120);
+pub const UNWANTED: Duration = Duration::from_mins(2);
 
 /// What happens to a node.
 #[derive(Clone, Debug)]
@@ -229,7 +229,7 @@ impl Session {
                 under_way: None,
                 stale: false,
                 next: None,
-                backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60), !seed),
+                backoff: Backoff::new(Duration::from_secs(1), Duration::from_mins(1), !seed),
                 enforced: 0,
                 problems: Vec::new(),
                 told: None,
@@ -586,10 +586,10 @@ impl Session {
         if !self.is_connected() || self.apply.under_way.is_some() || self.apply.ticket == 0 {
             return;
         }
-        let status: BTreeMap<_, _> = self.problems().into_iter().map(|problem| (problem, ())).collect();
+        let problems: BTreeSet<String> = self.problems().into_iter().collect();
         let status = pb::ReportedStatus {
             enforced_generation: self.apply.enforced,
-            problems: status.into_keys().collect(),
+            problems: problems.into_iter().collect(),
         };
         if self.apply.told.as_ref() != Some(&status) {
             self.send(Outgoing::Status(status.clone()));

@@ -33,7 +33,7 @@ pub enum StoreError {
     /// Another daemon works in it.
     #[error(
         "another ghostwire-client{} already uses the state directory {}; stop it, or give this one another --state-dir",
-        holder(.pid), .dir.display()
+        holder(*.pid), .dir.display()
     )]
     Locked {
         /// The directory.
@@ -52,7 +52,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The file is not as we wrote it.
-    #[error("the state file {} is damaged: {damage}. {}", .path.display(), what_then(.kind))]
+    #[error("the state file {} is damaged: {damage}. {}", .path.display(), what_then(*.kind))]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -62,7 +62,7 @@ pub enum StoreError {
         damage: Damage,
     },
     /// The seal is right, the content is not; another version wrote it.
-    #[error("the state file {} cannot be understood: {why}. {}", .path.display(), what_then(.kind))]
+    #[error("the state file {} cannot be understood: {why}. {}", .path.display(), what_then(*.kind))]
     Content {
         /// The file.
         path: PathBuf,
@@ -73,7 +73,7 @@ pub enum StoreError {
     },
 }
 
-fn holder(pid: &Option<u32>) -> String {
+fn holder(pid: Option<u32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
@@ -88,7 +88,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-fn what_then(kind: &Kind) -> &'static str {
+fn what_then(kind: Kind) -> &'static str {
     match kind {
         Kind::Identity => {
             "It holds this machine's keys: restore it from a backup, or remove it and enrol again with `gwctl up JOIN_KEY`"
