@@ -98,41 +98,43 @@ fn watch(root: &Path) {
     }
 }
 
+/// Beginnings of names of variables that tell of the outer build, and whole names.
+const PREFIXES: [&str; 10] = [
+    "CARGO_BUILD_",
+    "CARGO_CFG_",
+    "CARGO_ENCODED_",
+    "CARGO_FEATURE_",
+    "CARGO_MANIFEST_",
+    "CARGO_PKG_",
+    "CARGO_PROFILE_",
+    "CARGO_TARGET_",
+    "RUSTC",
+    "RUSTDOC",
+];
+const NAMES: [&str; 17] = [
+    "CARGO",
+    "CARGO_INCREMENTAL",
+    "CARGO_MAKEFLAGS",
+    "CARGO_PRIMARY_PACKAGE",
+    "CLIPPY_ARGS",
+    "CLIPPY_CONF_DIR",
+    "DEBUG",
+    "HOST",
+    "MAKEFLAGS",
+    "MFLAGS",
+    "NUM_JOBS",
+    "OPT_LEVEL",
+    "OUT_DIR",
+    "PROFILE",
+    "RUSTFLAGS",
+    "RUSTUP_TOOLCHAIN",
+    "TARGET",
+];
+
 /// Whether a variable tells of the build that runs this script: its flags, target and wrappers would be taken
 /// for the inner build's. Where crates come from (CARGO_HOME, registries, network settings) is kept.
 fn is_from_the_outer_build(name: &std::ffi::OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
-    const PREFIXES: [&str; 10] = [
-        "CARGO_BUILD_",
-        "CARGO_CFG_",
-        "CARGO_ENCODED_",
-        "CARGO_FEATURE_",
-        "CARGO_MANIFEST_",
-        "CARGO_PKG_",
-        "CARGO_PROFILE_",
-        "CARGO_TARGET_",
-        "RUSTC",
-        "RUSTDOC",
-    ];
-    const NAMES: [&str; 17] = [
-        "CARGO",
-        "CARGO_INCREMENTAL",
-        "CARGO_MAKEFLAGS",
-        "CARGO_PRIMARY_PACKAGE",
-        "CLIPPY_ARGS",
-        "CLIPPY_CONF_DIR",
-        "DEBUG",
-        "HOST",
-        "MAKEFLAGS",
-        "MFLAGS",
-        "NUM_JOBS",
-        "OPT_LEVEL",
-        "OUT_DIR",
-        "PROFILE",
-        "RUSTFLAGS",
-        "RUSTUP_TOOLCHAIN",
-        "TARGET",
-    ];
     PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
 }
 

@@ -1,7 +1,8 @@
 //! Real datagrams over the loopback device of a network namespace: sent, looped, judged at ingress, delivered to a
 //! socket whose buffer is full. One thread and one processor do all of it, so time per packet is the path's cost.
 
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
@@ -76,7 +77,7 @@ pub fn nftables(pairs: &[(Ipv4Addr, u16)]) -> Result<()> {
     );
     for some in pairs.chunks(5_000) {
         let elements: Vec<String> = some.iter().map(|(addr, port)| format!("{addr} . {port}")).collect();
-        script.push_str(&format!("add element netdev bench allowed {{ {} }}\n", elements.join(", ")));
+        writeln!(script, "add element netdev bench allowed {{ {} }}", elements.join(", "))?;
     }
     let mut child =
         Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("running nft")?;

@@ -16,6 +16,7 @@
 //! the verifier can follow it. Lengths are taken from the IP header and compared with the packet's: the linear
 //! part of a socket buffer may be shorter than the packet, and a GRO aggregate longer than any MTU.
 #![cfg_attr(not(test), no_std)]
+#![expect(clippy::cast_possible_truncation, reason = "fields are cut out of wider words")]
 
 pub mod reader;
 pub mod transport;

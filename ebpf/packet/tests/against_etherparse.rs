@@ -1,4 +1,5 @@
 //! Our parser against etherparse's, on sound packets of all shapes.
+#![expect(clippy::unwrap_used, reason = "a test that fails shall say where")]
 
 use etherparse::{IpFragOffset, Ipv6FragmentHeader, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use ghostwire_packet::{Error, Family, Icmp, Packet, Part, SliceReader, V4, V6};
@@ -21,12 +22,11 @@ fn body() -> impl Strategy<Value = Body> {
 }
 
 fn build(v6: bool, src: [u8; 16], dst: [u8; 16], body: &Body, payload: &[u8]) -> Vec<u8> {
-    let [a, b, c, d, ..] = src;
-    let [e, f, g, h, ..] = dst;
+    let narrow = |addr: [u8; 16]| [addr[0], addr[1], addr[2], addr[3]];
     let ip = if v6 {
         PacketBuilder::ipv6(src, dst, 64)
     } else {
-        PacketBuilder::ipv4([a, b, c, d], [e, f, g, h], 64)
+        PacketBuilder::ipv4(narrow(src), narrow(dst), 64)
     };
     let mut packet = Vec::new();
     match *body {

@@ -1,4 +1,5 @@
 //! Packets that somebody made up to get past a parser, and some that only look like it.
+#![expect(clippy::unwrap_used, reason = "a test that fails shall say where")]
 
 use ghostwire_packet::transport::tcp;
 use ghostwire_packet::{Error, Family, Icmp, Part, SliceReader, V4, V6, protocol};

@@ -31,7 +31,7 @@ impl Acl {
     pub fn counters(&self) -> Result<Counters, AclError> {
         let map: PerCpuArray<_, Wire<Raw>> = PerCpuArray::try_from(self.map("COUNTERS")?)?;
         let mut sum: Raw = [Counter::default(); 2 * Reason::COUNT as usize];
-        for Wire(cpu) in map.get(&0, 0)?.iter() {
+        for Wire(cpu) in &*map.get(&0, 0)? {
             for (total, counter) in sum.iter_mut().zip(cpu) {
                 add(total, *counter);
             }
@@ -44,7 +44,7 @@ impl Acl {
         let map: PerCpuHashMap<_, [u8; 16], Wire<Counter>> =
             PerCpuHashMap::try_from(self.map("REMOTE_DROPS")?)?;
         let mut drops = Vec::new();
-        for entry in map.iter() {
+        for entry in &map {
             // An entry may be forgotten while we walk.
             let Ok((addr, values)) = entry else { continue };
             let mut total = Counter::default();

@@ -46,23 +46,23 @@ pub(super) fn expected(options: &Options) -> Result<Vec<Shape>, AclError> {
 }
 
 /// Compares the pinned maps with the expected ones.
-pub(super) fn compare(dir: &Path, map_dir: &Path, expected: &[Shape]) -> Result<Origin, AclError> {
+pub(super) fn compare(dir: &Path, map_dir: &Path, expected: &[Shape]) -> Origin {
     if !map_dir.exists() {
         let others = std::fs::read_dir(dir).is_ok_and(|entries| {
             entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("maps-"))
         });
-        return Ok(if others {
+        return if others {
             Origin::Replaced("they are of another version's layout".to_owned())
         } else {
             Origin::Created
-        });
+        };
     }
     for shape in expected {
         if let Err(difference) = compare_one(&map_dir.join(&shape.name), shape) {
-            return Ok(Origin::Replaced(format!("map {}: {difference}", shape.name)));
+            return Origin::Replaced(format!("map {}: {difference}", shape.name));
         }
     }
-    Ok(Origin::Adopted)
+    Origin::Adopted
 }
 
 fn compare_one(path: &Path, shape: &Shape) -> Result<(), String> {

@@ -68,6 +68,7 @@ impl Table {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "cells and offsets are the lower half of an entry")]
 mod tests {
     use super::*;
 

@@ -29,7 +29,7 @@ pub(super) fn sizes(options: &Options) -> [(&'static str, u32); 2] {
 pub(super) fn load(dir: &Path, options: &Options) -> Result<(Ebpf, Origin), AclError> {
     let expected = layout::expected(options)?;
     let map_dir = bpffs::map_dir(dir);
-    let origin = layout::compare(dir, &map_dir, &expected)?;
+    let origin = layout::compare(dir, &map_dir, &expected);
     if origin != Origin::Adopted {
         if let Origin::Replaced(reason) = &origin {
             tracing::warn!(dir = %dir.display(), reason, "replacing eBPF maps: everything is dropped until a policy is installed");

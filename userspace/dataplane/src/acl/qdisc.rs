@@ -22,6 +22,7 @@ const NLM_F_DUMP: u16 = 0x300;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const TCA_KIND: u16 = 1;
+const ETH_P_ALL: u16 = 3;
 const HEADER: usize = 16;
 
 /// `struct tcmsg`.
@@ -67,7 +68,7 @@ pub(super) fn remove_filter(
     priority: u16,
     handle: u32,
 ) -> Result<(), AclError> {
-    let all_protocols = u32::from((libc::ETH_P_ALL as u16).to_be());
+    let all_protocols = u32::from(ETH_P_ALL.to_be());
     let info = u32::from(priority) << 16 | all_protocols;
     let message = TcMessage { ifindex: index, handle, parent: parent(direction), info };
     absent_is_fine(request(RTM_DELTFILTER, NLM_F_ACK, message, Some(b"bpf\0")), "remove a filter", interface)

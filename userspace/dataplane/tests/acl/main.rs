@@ -1,4 +1,5 @@
 //! The access control programs on a real kernel. Needs root and a BPF filesystem.
+#![expect(clippy::unwrap_used, reason = "a test that fails shall say where")]
 
 #[expect(dead_code, reason = "shared with other tests, which use all of it")]
 #[path = "../netns/mod.rs"]

@@ -143,10 +143,10 @@ fn sound(rng: &mut StdRng, src: IpAddr, dst: IpAddr, first_id: u16, depth: u32) 
     }
     match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            v4(rng, [src.octets(), dst.octets()].concat(), protocol, fragment, &payload)
+            v4(rng, [src.octets(), dst.octets()].concat(), protocol, fragment.as_ref(), &payload)
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            v6(rng, [src.octets(), dst.octets()].concat(), protocol, fragment, &payload)
+            v6(rng, [src.octets(), dst.octets()].concat(), protocol, fragment.as_ref(), &payload)
         }
         _ => unreachable!("one family"),
     }
@@ -158,7 +158,13 @@ struct Fragment {
     more: bool,
 }
 
-fn v4(rng: &mut StdRng, addrs: Vec<u8>, protocol: u8, fragment: Option<Fragment>, payload: &[u8]) -> Vec<u8> {
+fn v4(
+    rng: &mut StdRng,
+    addrs: Vec<u8>,
+    protocol: u8,
+    fragment: Option<&Fragment>,
+    payload: &[u8],
+) -> Vec<u8> {
     let words = if rng.random_bool(0.15) { rng.random_range(1..=10) } else { 0_u8 };
     let total = u16::try_from(20 + usize::from(words) * 4 + payload.len()).unwrap();
     let (id, field) = fragment.map_or((0, 0x4000), |fragment| {
@@ -175,7 +181,13 @@ fn v4(rng: &mut StdRng, addrs: Vec<u8>, protocol: u8, fragment: Option<Fragment>
     packet
 }
 
-fn v6(rng: &mut StdRng, addrs: Vec<u8>, protocol: u8, fragment: Option<Fragment>, payload: &[u8]) -> Vec<u8> {
+fn v6(
+    rng: &mut StdRng,
+    addrs: Vec<u8>,
+    protocol: u8,
+    fragment: Option<&Fragment>,
+    payload: &[u8],
+) -> Vec<u8> {
     let mut kinds: Vec<u8> = Vec::new();
     while kinds.len() < 10 && rng.random_bool(0.12) {
         kinds.push(pick(rng, &[0, 43, 51, 60]));
@@ -187,7 +199,7 @@ fn v6(rng: &mut StdRng, addrs: Vec<u8>, protocol: u8, fragment: Option<Fragment>
     for (index, kind) in kinds.iter().enumerate() {
         let next = kinds.get(index + 1).copied().unwrap_or(protocol);
         let length = rng.random_range(0..3_u8);
-        match (kind, &fragment) {
+        match (kind, fragment) {
             (44, Some(fragment)) => {
                 headers.extend([next, 0]);
                 headers.extend((fragment.offset << 3 | u16::from(fragment.more)).to_be_bytes());

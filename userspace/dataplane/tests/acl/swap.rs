@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use ghostwire_ebpf_abi::event::{Direction, Reason};
+use ghostwire_ebpf_abi::event::{Action, Direction, Reason};
 use ghostwire_policy::filter::{
     AddrSet, FilterRule, NodeFilter, PortRange, ProtocolSet, RuleOrigin, Section,
 };
@@ -44,7 +44,7 @@ fn rules(inbound: Vec<FilterRule>, outbound: Vec<FilterRule>, generation: u32) -
 /// Two policies: each allows port 1000, and a pair of ports of its own. A packet that saw the ports' classes of one and
 /// the verdicts of the other would come out wrong.
 fn policy(generation: u32) -> Rules {
-    let own = if generation % 2 == 0 { 2000 } else { 3000 };
+    let own = if generation.is_multiple_of(2) { 2000 } else { 3000 };
     let inbound = [1000, own, own + 1].map(|port| rule(PEER, OWN, 17, port));
     // A different number of rules makes another layout of classes.
     let more = (0..generation % 5).map(|extra| rule(PEER, OWN, 17, 9000 + u16::try_from(extra).unwrap() * 7));
@@ -74,7 +74,7 @@ fn no_packet_sees_two_policies_and_a_flow_allowed_by_both_loses_nothing() {
         for generation in 2..=100 {
             acl.install(&policies::image(&policy(generation))).unwrap();
             // Right after the swap nothing of the old policy is left.
-            let (mine, other) = if generation % 2 == 0 { (2001, 3001) } else { (3001, 2001) };
+            let (mine, other) = if generation.is_multiple_of(2) { (2001, 3001) } else { (3001, 2001) };
             assert_eq!(run(&acl, Direction::Ingress, &udp(PEER, OWN, 1, mine)), PASS);
             assert_eq!(run(&acl, Direction::Ingress, &udp(PEER, OWN, 1, other)), DROP);
             assert!(!worker.is_finished(), "the sender failed");
@@ -156,7 +156,6 @@ fn shadow_mode_reports_what_it_would_drop() {
             assert_eq!((event.generation, event.direction), (1, Direction::Ingress));
             actions.push(event.action);
         }
-        use ghostwire_ebpf_abi::event::Action::{Drop, WouldDrop};
-        assert_eq!(actions, [Drop, WouldDrop, Drop]);
+        assert_eq!(actions, [Action::Drop, Action::WouldDrop, Action::Drop]);
     });
 }
