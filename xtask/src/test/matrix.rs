@@ -19,7 +19,7 @@ use crate::vm::{self, Content, Event, Job, Machine};
 /// The packages whose tests depend on the kernel.
 const PACKAGES: [&str; 2] = ["ghostwire-dataplane", "ghostwire-tests"];
 /// For the boot and all tests of one kernel.
-const TIMEOUT: Duration = Duration::from_mins(25);
+const TIMEOUT: Duration = Duration::from_mins(30);
 /// Emulation gains little from a machine's second CPU: two machines keep two cores busy.
 const AT_ONCE: usize = 2;
 

@@ -189,14 +189,29 @@ struct Services {
     stride: usize,
 }
 
+/// The same ports as disjoint ranges in order: a sweep takes a range that begins inside another of its own set
+/// for that one's end.
+fn merged(ports: &[PortRange]) -> Vec<(u32, u32)> {
+    let mut ranges: Vec<(u32, u32)> =
+        ports.iter().map(|range| (u32::from(range.first), u32::from(range.last))).collect();
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, kept| {
+        let touches = next.0 <= kept.1.saturating_add(1);
+        if touches {
+            kept.1 = kept.1.max(next.1);
+        }
+        touches
+    });
+    ranges
+}
+
 fn services(parts: &Parts<'_>) -> Result<Services, CompileError> {
     let mut classes = Classes::new("ports", parts.services.len());
     let mut table = |protocol: u8| {
         let with = parts.services.iter().enumerate().filter(move |(_, service)| service.0.contains(protocol));
-        classes.sweep(with.flat_map(|(number, (_, ports))| {
-            let ports = ports.iter().map(|range| (u32::from(range.first), u32::from(range.last)));
-            ports.map(move |range| (number, range))
-        }))
+        classes.sweep(
+            with.flat_map(|(number, (_, ports))| merged(ports).into_iter().map(move |range| (number, range))),
+        )
     };
     let ports = [table(service::TCP)?, table(service::UDP)?, table(service::SCTP)?];
     let mut protocols = Vec::with_capacity(256);
@@ -382,5 +397,17 @@ impl<'v> Rows<'v> {
             matrix.extend_from_slice(&block);
         }
         (order, count, matrix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_one_rule_that_overlap_or_touch_are_one() {
+        let range = |first, last| PortRange { first, last };
+        let ports = [range(40_000, 65_535), range(81, 40_000), range(10, 20), range(21, 21), range(12, 15)];
+        assert_eq!(merged(&ports), [(10, 21), (81, 65_535)]);
     }
 }

@@ -38,6 +38,11 @@ impl World {
         Some(Told { seq: self.seq, view: self.views.get(&node)?.clone() })
     }
 
+    /// The state that revisions are counted in.
+    pub fn epoch(&self) -> &str {
+        &self.network.epoch
+    }
+
     /// Everything that concerns the node.
     pub fn snapshot(&self, id: NodeId, revision: u64) -> Option<v1::Snapshot> {
         let node = self.network.nodes.get(&id)?;

@@ -194,6 +194,7 @@ impl Stream {
                 return Ok(None);
             }
             News::Delta(mut delta) => {
+                world.epoch().clone_into(&mut delta.epoch);
                 delta.base_revision = self.revision;
                 self.revision = self.handle.next_revision();
                 delta.revision = self.revision;

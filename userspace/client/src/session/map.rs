@@ -58,6 +58,9 @@ pub enum MapError {
     /// More than we take.
     #[error("{0} peers are more than the {MAX_PEERS} that an overlay can number")]
     TooLarge(usize),
+    /// A delta for a map of another state of the coordinator. Equal revisions mean nothing across epochs.
+    #[error("the delta is for a map of another state of the coordinator")]
+    OtherEpoch,
     /// A delta for another revision than ours.
     #[error("the delta is for revision {delta}, we have {ours}")]
     OutOfOrder {
@@ -172,6 +175,9 @@ impl NetworkMap {
 
     /// The map after a delta. On an error there is no such map, and the old one stands.
     pub fn with(&self, delta: &pb::Delta) -> Result<(Self, Weight), MapError> {
+        if delta.epoch != self.epoch {
+            return Err(MapError::OtherEpoch);
+        }
         if delta.base_revision != self.revision {
             return Err(MapError::OutOfOrder { delta: delta.base_revision, ours: self.revision });
         }

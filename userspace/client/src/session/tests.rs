@@ -71,6 +71,7 @@ fn maps_that_arrive_while_one_is_applied_are_merged() {
     let first = drain(&mut session);
     for revision in 1..5 {
         let delta = pb::Delta {
+            epoch: "first".into(),
             base_revision: revision,
             revision: revision + 1,
             changed: vec![testing::peer(revision + 10)],
@@ -172,7 +173,7 @@ fn a_map_that_does_not_fit_is_fetched_anew() {
     opened(&mut session, now);
     session.handle(now, message(Incoming::Snapshot(testing::snapshot(5, &[1]))));
     drain(&mut session);
-    let delta = pb::Delta { base_revision: 6, revision: 7, ..pb::Delta::default() };
+    let delta = pb::Delta { epoch: "first".into(), base_revision: 6, revision: 7, ..pb::Delta::default() };
     session.handle(now, message(Incoming::Delta(delta)));
     assert!(drain(&mut session).iter().any(|output| matches!(output, Output::Disconnect)));
     assert_eq!(session.resume(), (String::new(), 0));
@@ -210,7 +211,13 @@ fn presence_is_written_lazily_and_a_full_disk_is_said() {
     session.handle(now + LAZY_SAVE, Input::Saved);
     assert!(session.problems().is_empty());
     let patch = pb::PeerPatch { id: 1, online: Some(false), ..pb::PeerPatch::default() };
-    let delta = pb::Delta { base_revision: 1, revision: 2, patched: vec![patch], ..pb::Delta::default() };
+    let delta = pb::Delta {
+        epoch: "first".into(),
+        base_revision: 1,
+        revision: 2,
+        patched: vec![patch],
+        ..pb::Delta::default()
+    };
     session.handle(now + LAZY_SAVE, message(Incoming::Delta(delta)));
     assert!(!drain(&mut session).iter().any(|output| matches!(output, Output::SaveMap(_))));
     session.handle(now + 2 * LAZY_SAVE, Input::Tick);
@@ -242,8 +249,12 @@ impl Model {
     }
 
     fn change(&mut self, change: &Change) {
-        let mut delta =
-            pb::Delta { base_revision: self.revision, revision: self.revision + 1, ..pb::Delta::default() };
+        let mut delta = pb::Delta {
+            epoch: self.epoch.to_string(),
+            base_revision: self.revision,
+            revision: self.revision + 1,
+            ..pb::Delta::default()
+        };
         match change {
             Change::Put(id) => {
                 self.peers.insert(*id, testing::peer(*id));
