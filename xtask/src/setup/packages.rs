@@ -69,6 +69,7 @@ pub(super) const NETWORK: &[Package] = &[
     program("bpftool", "bpftool"),
     program("procps", "sysctl"),
     program("util-linux", "nsenter"),
+    program("python3-minimal", "python3"),
 ];
 
 /// What the virtual machines are made of, beside QEMU and the kernels.
