@@ -11,11 +11,21 @@ use serde_json::Value;
 use crate::command::Step;
 use crate::workspace;
 
-/// `cargo SUBCOMMAND` in the workspace root.
+/// `cargo SUBCOMMAND` in the workspace root. What `cargo run` told xtask about its own package is not passed on:
+/// build scripts that watch these variables would run again whenever a build inside xtask follows one outside.
 pub(crate) fn command(subcommand: &str) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.arg(subcommand).current_dir(workspace::root());
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(describes_a_package) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+fn describes_a_package(variable: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| variable.starts_with(prefix))
 }
 
 /// What a user runs, as (package, binary).
@@ -44,14 +54,16 @@ pub(crate) fn build(label: &str, mut command: Command) -> Result<Vec<Executable>
     executables(&messages)
 }
 
-/// Builds binaries, given as (package, name), and returns their paths in the same order.
+/// Builds binaries, given as (package, name), and returns their paths in the same order. The whole workspace
+/// is selected, which decides the features of dependencies: they are shared with the tests' build.
 pub(crate) fn build_binaries<const N: usize>(
     binaries: [(&str, &str); N],
     release: bool,
 ) -> Result<[PathBuf; N]> {
     let mut build_command = command("build");
-    for (package, name) in binaries {
-        build_command.args(["--package", package, "--bin", name]);
+    build_command.arg("--workspace");
+    for (_, name) in binaries {
+        build_command.args(["--bin", name]);
     }
     if release {
         build_command.arg("--release");

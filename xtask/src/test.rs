@@ -125,7 +125,7 @@ fn lints() -> Result<()> {
 
 /// All test programs, and the binaries that the tests of the whole mesh start. One profile, one feature
 /// set: nothing is compiled twice.
-fn build() -> Result<Vec<Executable>> {
+pub(crate) fn build() -> Result<Vec<Executable>> {
     let mut command = cargo::command("test");
     command.args(["--workspace", "--no-run"]);
     let mut executables = cargo::build("build the tests", command)?;

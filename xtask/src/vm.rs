@@ -100,9 +100,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         vec![Job::command(&arguments.command)]
     } else {
         setup::ensure(&[Part::Build])?;
-        let tests = build_tests(&arguments.tests)?;
+        let (tests, programs) = build_tests(&arguments.tests)?;
         content.extend(content_of(&tests)?);
-        content.extend(binaries(&build_binaries()?)?);
+        content.extend(binaries(&programs)?);
         tests.iter().map(|test| Job::test(test, &arguments.command)).collect()
     };
     let machine = Machine {
@@ -173,26 +173,17 @@ fn extra_content(arguments: &Arguments) -> Result<Vec<Content>> {
     Ok(content)
 }
 
-fn build_tests(packages: &[String]) -> Result<Vec<Executable>> {
-    let mut command = cargo::command("test");
-    command.arg("--no-run");
-    for package in packages {
-        command.args(["--package", package]);
-    }
-    let mut tests = cargo::build("build the tests", command)?;
-    tests.retain(|executable| executable.test);
+/// The tests of these packages, and the binaries that they start; built as `cargo xtask test` does it, since
+/// another selection of packages has other features, and would compile dependencies again.
+fn build_tests(packages: &[String]) -> Result<(Vec<Executable>, Vec<Executable>)> {
+    let executables = crate::test::build()?;
+    let (mut tests, binaries): (Vec<_>, Vec<_>) =
+        executables.into_iter().partition(|executable| executable.test);
+    tests.retain(|test| packages.contains(&test.package));
     if tests.is_empty() {
         bail!("{} have no tests", packages.join(", "));
     }
-    Ok(tests)
-}
-
-fn build_binaries() -> Result<Vec<Executable>> {
-    let mut command = cargo::command("build");
-    for (package, name) in cargo::BINARIES {
-        command.args(["--package", package, "--bin", name]);
-    }
-    cargo::build("build the binaries", command)
+    Ok((tests, binaries))
 }
 
 /// What test programs need in a machine: themselves without debug information (it would be most of the
@@ -261,9 +252,6 @@ impl Job {
             ("RUST_BACKTRACE", "1".to_owned()),
             ("GHOSTWIRE_BIN_DIR", PROGRAMS.to_owned()),
             ("GHOSTWIRE_TEST_TIME_FACTOR", TIME_FACTOR.to_string()),
-            // The differential test of the eBPF programs is bound by the processor: 100,000 packets on the
-            // host, a twenty-fifth of that where it is emulated.
-            ("GHOSTWIRE_TEST_POLICIES", "10".to_owned()),
         ];
         Self {
             label: format!("{} {}", test.package, test.target),

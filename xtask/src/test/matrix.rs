@@ -1,6 +1,7 @@
 //! The kernel matrix: the test programs that touch the kernel, already built for the host, run again
 //! inside a virtual machine per kernel, where WireGuard is the kernel's own.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -16,12 +17,28 @@ use crate::progress::{Details, Progress, seconds};
 use crate::setup::{self, Kernel, KernelName, Machines};
 use crate::vm::{self, Content, Event, Job, Machine};
 
-/// The packages whose tests depend on the kernel.
+/// The packages whose tests depend on the kernel, the longest first. Each has a machine of its own per
+/// kernel: machines of half a kernel's length keep both cores busy until the end.
 const PACKAGES: [&str; 2] = ["ghostwire-dataplane", "ghostwire-tests"];
-/// For the boot and all tests of one kernel.
-const TIMEOUT: Duration = Duration::from_mins(30);
+/// For the boot and all tests of one machine.
+const TIMEOUT: Duration = Duration::from_mins(25);
 /// Emulation gains little from a machine's second CPU: two machines keep two cores busy.
 const AT_ONCE: usize = 2;
+
+/// The tests of one package under one kernel.
+struct Shift<'a> {
+    kernel: &'a Kernel,
+    package: &'static str,
+    content: &'a [Content],
+    jobs: &'a [Job],
+}
+
+impl Shift<'_> {
+    /// What the progress line calls it.
+    fn label(&self) -> String {
+        format!("{} {}", self.kernel.name, self.package.trim_start_matches("ghostwire-"))
+    }
+}
 
 /// Runs the matrix; every kernel is a stage.
 pub(super) fn run(names: &[KernelName], executables: &[Executable]) -> Result<Vec<Stage>> {
@@ -42,48 +59,69 @@ pub(super) fn run(names: &[KernelName], executables: &[Executable]) -> Result<Ve
             return Ok(vec![failed]);
         }
     };
-    let tests: Vec<Executable> = executables
-        .iter()
-        .filter(|executable| executable.test && PACKAGES.contains(&executable.package.as_str()))
-        .cloned()
-        .collect();
-    let mut content = vm::content_of(&tests)?;
-    content.extend(vm::binaries(executables)?);
-    let jobs: Vec<Job> = tests.iter().map(|test| Job::test(test, &[])).collect();
+    let mut packages = Vec::new();
+    for package in PACKAGES {
+        let tests: Vec<Executable> = executables
+            .iter()
+            .filter(|executable| executable.test && executable.package == package)
+            .cloned()
+            .collect();
+        let mut content = vm::content_of(&tests)?;
+        content.extend(vm::binaries(executables)?);
+        let jobs: Vec<Job> = tests.iter().map(|test| Job::test(test, &[])).collect();
+        packages.push((package, content, jobs));
+    }
+    let mut shifts = Vec::new();
+    for (package, content, jobs) in &packages {
+        shifts.extend(machines.kernels.iter().map(|kernel| Shift { kernel, package, content, jobs }));
+    }
     let progress = Progress::start("tests in virtual machines");
-    let board = Board::new(progress.details(), &machines.kernels);
-    let waiting = Mutex::new(machines.kernels.iter());
+    let finished = work_through(&machines, &shifts, &Board::new(progress.details()));
+    progress.done();
+    Ok(machines.kernels.iter().map(|kernel| stage_of(kernel, &finished)).collect())
+}
+
+/// Runs the shifts, as many at once as there are cores for.
+fn work_through(machines: &Machines, shifts: &[Shift<'_>], board: &Board) -> Vec<(KernelName, Finished)> {
+    let waiting = Mutex::new(shifts.iter());
     let finished = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE.min(machines.kernels.len()) {
+        for _ in 0..AT_ONCE.min(shifts.len()) {
             scope.spawn(|| {
                 loop {
                     let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    let Some(kernel) = next else { return };
-                    let stage = run_kernel(&machines, kernel, &content, &jobs, &board);
-                    finished.lock().unwrap_or_else(PoisonError::into_inner).push((kernel.name, stage));
+                    let Some(shift) = next else { return };
+                    let ended = run_shift(machines, shift, board);
+                    finished.lock().unwrap_or_else(PoisonError::into_inner).push((shift.kernel.name, ended));
                 }
             });
         }
     });
-    let mut stages = finished.into_inner().unwrap_or_else(PoisonError::into_inner);
-    stages.sort_by_key(|(name, _)| *name);
-    progress.done();
-    Ok(stages.into_iter().map(|(_, stage)| stage).collect())
+    finished.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run_kernel(
-    machines: &Machines,
-    kernel: &Kernel,
-    content: &[Content],
-    jobs: &[Job],
-    board: &Board,
-) -> Stage {
+/// What came out of a machine.
+struct Finished {
+    summary: Summary,
+    elapsed: Duration,
+}
+
+fn stage_of(kernel: &Kernel, finished: &[(KernelName, Finished)]) -> Stage {
+    let own = || finished.iter().filter(|(name, _)| *name == kernel.name).map(|(_, ended)| ended);
+    Stage {
+        name: format!("kernel {}", kernel.release),
+        outcome: Outcome::Tests(own().map(|ended| ended.summary.clone()).sum()),
+        elapsed: own().map(|ended| ended.elapsed).sum(),
+    }
+}
+
+fn run_shift(machines: &Machines, shift: &Shift<'_>, board: &Board) -> Finished {
     let started = Instant::now();
+    let Shift { kernel, content, jobs, .. } = *shift;
     let machine = Machine { qemu: &machines.qemu, kernel, content, jobs, timeout: TIMEOUT };
     let outcome = machine.run(|event| {
         if let Event::Begin(number) = event {
-            board.set(kernel, &format!("{} ({} of {})", jobs[number].label, number + 1, jobs.len()));
+            board.set(shift, &format!("{} ({} of {})", jobs[number].label, number + 1, jobs.len()));
         }
     });
     let place = format!("kernel {}", kernel.release);
@@ -106,35 +144,38 @@ fn run_kernel(
         eprintln!("\n✗ {}", explain(&error));
         summary.fail(format!("{place}: the machine itself"));
     }
-    board.set(kernel, &format!("finished: {summary}"));
-    eprintln!("  kernel {} ({}): {summary} ({})", kernel.name, kernel.release, seconds(started.elapsed()));
-    Stage {
-        name: format!("kernel {}", kernel.release),
-        outcome: Outcome::Tests(summary),
-        elapsed: started.elapsed(),
-    }
+    board.clear(shift);
+    let elapsed = started.elapsed();
+    eprintln!("  {} on kernel {}: {summary} ({})", shift.package, kernel.release, seconds(elapsed));
+    Finished { summary, elapsed }
 }
 
 /// One progress line for machines that run side by side.
 struct Board {
     details: Details,
-    lines: Mutex<Vec<(KernelName, String)>>,
+    running: Mutex<BTreeMap<String, String>>,
 }
 
 impl Board {
-    fn new(details: Details, kernels: &[Kernel]) -> Self {
-        let lines = kernels.iter().map(|kernel| (kernel.name, "waiting".to_owned())).collect();
-        Self { details, lines: Mutex::new(lines) }
+    fn new(details: Details) -> Self {
+        Self { details, running: Mutex::new(BTreeMap::new()) }
     }
 
-    fn set(&self, kernel: &Kernel, state: &str) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, line) in lines.iter_mut() {
-            if *name == kernel.name {
-                state.clone_into(line);
-            }
-        }
-        let text: Vec<String> = lines.iter().map(|(name, line)| format!("{name}: {line}")).collect();
+    fn set(&self, shift: &Shift<'_>, state: &str) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.insert(shift.label(), state.to_owned());
+        self.show(&running);
+    }
+
+    fn clear(&self, shift: &Shift<'_>) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.remove(&shift.label());
+        self.show(&running);
+    }
+
+    fn show(&self, running: &BTreeMap<String, String>) {
+        let text: Vec<String> =
+            running.iter().map(|(machine, state)| format!("{machine}: {state}")).collect();
         self.details.set(&text.join(" | "));
     }
 }

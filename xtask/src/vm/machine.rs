@@ -17,6 +17,8 @@ use crate::workspace;
 
 /// How many lines of the kernel's console a failure shows.
 const CONSOLE_LINES: usize = 40;
+/// The image of a machine is older than this only when its run was killed.
+const LEFT_OVER: Duration = Duration::from_hours(2);
 /// How long the emulator may take to exit after the last job.
 const POWER_OFF: Duration = Duration::from_secs(30);
 
@@ -70,10 +72,11 @@ impl Machine<'_> {
     /// Boots the machine, runs the jobs and waits for its end.
     pub(crate) fn run(&self, mut watch: impl FnMut(Event<'_>)) -> Result<Report> {
         let scratch = workspace::scratch("vm")?;
-        let name = format!("{}-{}", self.kernel.name, std::process::id());
+        remove_left_over(&scratch);
+        let mark = mark();
+        let name = format!("{}-{mark}", self.kernel.name);
         let (image, console) =
             (scratch.join(format!("{name}.cpio")), scratch.join(format!("{name}.console")));
-        let mark = mark();
         let size = initramfs::build(self.kernel, self.content, self.jobs, &mark, &image)?;
         let started = Instant::now();
         let mut emulator = Emulator::start(self.qemu, self.kernel, &image, size, &console)?;
@@ -104,6 +107,21 @@ impl Machine<'_> {
             format!("  from its console:\n    {}", telling.join("\n    "))
         };
         format!("the machine with kernel {} {reason} {place}\n{console}", self.kernel.release)
+    }
+}
+
+/// Removes the images of runs that were killed: nothing runs for hours.
+fn remove_left_over(scratch: &Path) {
+    let old = |path: &Path| {
+        let age = path.metadata().and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+        matches!(age, Ok(Ok(age)) if age > LEFT_OVER)
+    };
+    for entry in fs::read_dir(scratch).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_file() && old(&path) {
+            // Of another run of this user, or gone by now; it costs disk space only.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
