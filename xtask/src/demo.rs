@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: builds what a user installs and the program that shows it, and runs that program:
 //! here, or in a virtual machine whose kernel has WireGuard.
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -90,6 +91,10 @@ fn in_machine(binaries: &[PathBuf; 4]) -> Result<ExitCode> {
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
+    if !std::io::stdout().is_terminal() {
+        // The guest's console is a terminal, whatever this output goes to.
+        job.environment.push(("NO_COLOR".to_owned(), "1".to_owned()));
+    }
     eprintln!("this kernel has no WireGuard: running in a virtual machine with kernel {}", kernel.release);
     let jobs = [job];
     let machine = Machine { qemu: &machines.qemu, kernel, content: &content, jobs: &jobs, timeout: TIMEOUT };
