@@ -132,6 +132,33 @@ fn revoked_permission_cuts_live_tcp_and_udp_and_spares_the_rest() -> Result<()> 
 }
 
 #[test]
+fn machine_that_joins_a_known_class_changes_the_image_in_place() -> Result<()> {
+    let (mut mesh, _servers) = three()?;
+    let at = mesh.node("server")?.at(DATABASE);
+    let flow = Conversation::tcp(&mesh.node("developer")?.host.netns, at, patience(5))?;
+    // How often the server swapped its image, and how often it changed it in place.
+    let changes = |mesh: &Mesh| -> Result<(usize, usize)> {
+        let log = mesh.node("server")?.log();
+        let in_place = log.matches("policy is in force, changed in place").count();
+        Ok((log.matches("policy is in force").count() - in_place, in_place))
+    };
+    let (swaps, in_place) = changes(&mesh)?;
+    mesh.add_node("second", Owner::User("carol.dev@company.com"))?;
+    mesh.wait_enforced()?;
+    ensure!(changes(&mesh)? == (swaps, in_place + 1), "swapped for a second developer\n{}", logs(&mesh));
+    until("the second developer's first packet", patience(20), || {
+        tcp_probe(&mesh.node("second")?.host.netns, at, patience(3)).map(drop)
+    })?;
+    ensure!(flow.progresses_within(patience(5)), "the first developer's connection was cut");
+    // Going is another matter.
+    mesh.coordinator.gwctl(&["node", "delete", "second", "--yes"])?;
+    mesh.wait_enforced()?;
+    ensure!(changes(&mesh)? == (swaps + 1, in_place + 1), "a permission was taken away in place");
+    flow.stop()?;
+    Ok(())
+}
+
+#[test]
 fn refused_policy_changes_nothing() -> Result<()> {
     let (mesh, _servers) = three()?;
     let before = mesh.coordinator.gwctl(&["policy", "get"])?;

@@ -2,8 +2,10 @@
 //!
 //! [`compile`] turns addresses, protocols and ports into classes (`partition`), puts the classes of remotes and
 //! of this side into two verdict matrices (`matrix`) and lays all of it out (`layout`).
-//! [`ClassImage::verdict`] reads the words exactly as the kernel does (`read`).
+//! [`ClassImage::verdict`] reads the words exactly as the kernel does (`read`). [`ClassImage::additions_to`] finds out
+//! whether an image in force can be changed in place (`additions`).
 
+mod additions;
 mod compile;
 mod layout;
 mod matrix;
@@ -135,41 +137,6 @@ impl ClassImage {
             rows(IN_BASE, self.word(OUT_BASE), IN_STRIDE, IN_LOCALS),
             rows(OUT_BASE, self.word(USED), OUT_STRIDE, OUT_LOCALS),
         )
-    }
-
-    /// What must be written into the image `old`, which is in force, to make it this one, if all that is new is
-    /// that remotes which `old` does not know joined existing classes: words and their values, a few small writes
-    /// in place of a new image. Nothing is revoked by that, so the generation stays the old one. `None`: swap.
-    pub fn diff_cells(&self, old: &Self) -> Option<Vec<(u32, u64)>> {
-        let tables = usize::try_from(abi::REMOTE4).ok()?..usize::try_from(abi::MATRICES).ok()?;
-        let generation = usize::try_from(abi::header::GENERATION).ok()?;
-        if self.words.len() != old.words.len()
-            || self.remote_nets != old.remote_nets
-            || self.local_nets != old.local_nets
-            || self.words.len() < tables.end
-        {
-            return None;
-        }
-        let same = |range: std::ops::Range<usize>| self.words[range.clone()] == old.words[range];
-        if !same(0..generation) || !same(generation + 1..tables.start) || !same(tables.end..self.words.len())
-        {
-            return None;
-        }
-        let mut writes = Vec::new();
-        for index in tables {
-            let (new, was) = (self.words[index], old.words[index]);
-            if new == was {
-                continue;
-            }
-            for half in [0, 32] {
-                let (new, was) = ((new >> half) & 0xffff_ffff, (was >> half) & 0xffff_ffff);
-                if new != was && was != 0 {
-                    return None;
-                }
-            }
-            writes.push((u32::try_from(index).ok()?, new));
-        }
-        Some(writes)
     }
 
     fn word(&self, index: u32) -> u64 {

@@ -4,18 +4,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use ghostwire_dataplane::acl::{self, Acl, AclError, Attachment, Counters, Events, Image};
+use ghostwire_dataplane::acl::{self, Acl, AclError, Attachment, Counters, Events};
 use ghostwire_dataplane::netlink::{LinkName, Netlink, Route, tunnel_mtu};
 use ghostwire_dataplane::wireguard::{
     self, Backend, Choice, Helper, Opened, PeerUpdate, PrivateKey, PublicKey, Update,
 };
 use ghostwire_ebpf_abi::event::Counter;
-use ghostwire_ebpf_abi::image::header;
-use ghostwire_policy::image::{ClassImage, NodeContext, compile};
 use ghostwire_proto::keys::NodeKey;
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 
-use super::{Device, Machinery, PlaneError, PresentPeer, WantedImage, WantedPeer};
+use super::{Device, Machinery, PlaneError, PresentPeer, WantedImage, WantedPeer, image};
 use crate::path::KEEPALIVE_SECONDS;
 
 /// Subnets behind peers yield to networks that this machine is attached to.
@@ -203,29 +201,6 @@ impl Kernel {
     fn link(&self) -> Result<ghostwire_dataplane::netlink::Link, PlaneError> {
         self.netlink.existing_link(&self.options.interface).map_err(|error| PlaneError::of(&error))
     }
-
-    fn compile(image: &WantedImage) -> Result<ClassImage, PlaneError> {
-        let v4 = image.own.iter().find_map(|address| match address {
-            IpAddr::V4(v4) => Some(*v4),
-            IpAddr::V6(_) => None,
-        });
-        let v6 = image.own.iter().find_map(|address| match address {
-            IpAddr::V6(v6) => Some(*v6),
-            IpAddr::V4(_) => None,
-        });
-        let context = NodeContext {
-            own4: v4,
-            own6: v6,
-            overlay4: Some(image.overlay.v4_nodes),
-            // Node addresses differ in their last 16 bits only.
-            overlay6: Ipv6Net::new(image.overlay.v6.network(), 112).ok(),
-            generation: image.generation,
-            shadow: image.shadow,
-            net_slot: 0,
-            peers: None,
-        };
-        compile(&image.rules, &context).map_err(|error| PlaneError::of(&error))
-    }
 }
 
 impl Machinery for Kernel {
@@ -269,24 +244,13 @@ impl Machinery for Kernel {
         self.acl.as_ref()?.generation().ok().flatten()
     }
 
-    fn ensure_image(&mut self, image: &WantedImage) -> Result<(), PlaneError> {
-        if self.in_force.as_ref() == Some(image) {
+    fn ensure_image(&mut self, wanted: &WantedImage) -> Result<(), PlaneError> {
+        if self.in_force.as_ref() == Some(wanted) {
             return Ok(());
         }
-        let compiled = Self::compile(image)?;
         let acl = self.acl.as_mut().ok_or_else(|| PlaneError("the programs are not attached".to_owned()))?;
-        // What an earlier process installed is left alone if it is the same: nothing to swap.
-        let adopted = acl.image_words().is_ok_and(|words| same_words(&words, &compiled.words));
-        if !adopted {
-            let parts = Image {
-                words: compiled.words,
-                remote_nets: compiled.remote_nets,
-                local_nets: compiled.local_nets,
-            };
-            let took = acl.install(&parts).map_err(|error| PlaneError::of(&error))?;
-            tracing::info!(generation = image.generation, words = parts.words.len(), took = ?took.total(), "policy is in force");
-        }
-        self.in_force = Some(image.clone());
+        image::put_in_force(acl, wanted)?;
+        self.in_force = Some(wanted.clone());
         Ok(())
     }
 
@@ -389,17 +353,4 @@ impl Kernel {
 
 fn public(key: NodeKey) -> PublicKey {
     PublicKey::from_bytes(*key.as_bytes())
-}
-
-/// Equal but for what the loader itself sets: the slot, and flags that follow from it. The shadow flag counts.
-fn same_words(in_force: &[u64], wanted: &[u64]) -> bool {
-    use ghostwire_ebpf_abi::image::flags::SHADOW;
-    in_force.len() == wanted.len()
-        && in_force.iter().zip(wanted).enumerate().all(|(index, (is, should))| {
-            match u32::try_from(index).unwrap_or(u32::MAX) {
-                header::NET_SLOT => true,
-                header::FLAGS => is & SHADOW == should & SHADOW,
-                _ => is == should,
-            }
-        })
 }

@@ -1,9 +1,11 @@
 //! The data plane: what the session wants becomes what the kernel has.
 //!
 //! - [`Machinery`] is the list of things that can be done to a machine: [`kernel`] does them, tests pretend to.
+//! - `image`: the policy's part of it: an image in the kernel that is left alone, changed in place, or swapped.
 //! - [`reconcile`] compares and does them in the one order that never opens a gap.
 //! - [`worker`] runs both on a thread of their own, since netlink and map writes block.
 
+mod image;
 pub mod kernel;
 pub mod reconcile;
 pub mod worker;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aya::Pod;
 use aya::maps::HashMap;
-use ghostwire_ebpf_abi::conntrack::{Conn, ConnKey4, ConnKey6};
+use ghostwire_ebpf_abi::conntrack::{Conn, ConnKey4, ConnKey6, Fragment, FragmentKey};
 
 use super::{Acl, AclError, Wire};
 
@@ -54,8 +54,13 @@ impl Acl {
 
     /// Forgets all connections: their answers are denied until this side speaks again.
     pub fn forget_connections(&mut self) -> Result<(), AclError> {
-        self.clear::<Wire<ConnKey4>>("CONN4")?;
-        self.clear::<Wire<ConnKey6>>("CONN6")
+        self.clear::<Wire<ConnKey4>, Wire<Conn>>("CONN4")?;
+        self.clear::<Wire<ConnKey6>, Wire<Conn>>("CONN6")
+    }
+
+    /// Forgets the datagrams of which fragments are on their way: the rest of them is dropped.
+    pub(super) fn forget_fragments(&mut self) -> Result<(), AclError> {
+        self.clear::<Wire<FragmentKey>, Wire<Fragment>>("FRAGMENTS")
     }
 
     fn collect<K: Copy + 'static>(
@@ -70,9 +75,9 @@ impl Acl {
         Ok(())
     }
 
-    fn clear<K: Pod>(&mut self, name: &'static str) -> Result<(), AclError> {
+    fn clear<K: Pod, V: Pod>(&mut self, name: &'static str) -> Result<(), AclError> {
         let map = self.ebpf.map_mut(name).ok_or(AclError::Object { what: name })?;
-        let mut map: HashMap<_, K, Wire<Conn>> = HashMap::try_from(map)?;
+        let mut map: HashMap<_, K, V> = HashMap::try_from(map)?;
         let keys: Vec<K> = map.keys().flatten().collect();
         for key in &keys {
             // It may have been evicted meanwhile.

@@ -1,4 +1,5 @@
-//! Uploading the class image: a new inner map filled through mmap, then one slot swapped.
+//! The class image: a new inner map filled through mmap, then one slot swapped; or cells of the one in force, where a
+//! change only adds.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -48,12 +49,15 @@ impl Acl {
     /// Puts a policy in force. Until the swap the old one is; after it, no packet sees the old one. The loader
     /// chooses the network slot and sets the flags about networks and sampling; everything else is taken as
     /// it is. On an error the old policy stays.
+    ///
+    /// What the old policy admitted is judged again because the generation differs. A caller that has another policy
+    /// under the same generation loses the fragments on their way.
     pub fn install(&mut self, image: &Image) -> Result<InstallTimings, AclError> {
         check(image)?;
         let started = Instant::now();
-        let slot = match self.live() {
-            Ok(live) => 1 - (live.word(header::NET_SLOT) & 1),
-            Err(AclError::NoImage) => 0,
+        let (slot, replaced) = match self.live() {
+            Ok(live) => (1 - (live.word(header::NET_SLOT) & 1), live.word(header::GENERATION)),
+            Err(AclError::NoImage) => (0, 0),
             Err(error) => return Err(error),
         };
         nets::fill(&mut self.ebpf, slot, image)?;
@@ -62,22 +66,64 @@ impl Acl {
         let inner = build(image, slot, sampling)?;
         let built = Instant::now();
         self.images.set(0, &inner, 0)?;
-        Ok(InstallTimings { nets: filled - started, build: built - filled, swap: built.elapsed() })
+        let timings = InstallTimings { nets: filled - started, build: built - filled, swap: built.elapsed() };
+        if image.words.get(header::GENERATION as usize) == Some(&replaced) {
+            // They are admitted by their generation alone.
+            self.forget_fragments()?;
+        }
+        Ok(timings)
     }
 
-    /// Changes single words of the tables of the image in force, each atomically: a peer joins an existing class,
-    /// or leaves. Takes word indices and values, as the policy crate's `ClassImage::diff_cells` gives them.
-    pub fn patch_cells(&mut self, patches: &[(u32, u64)]) -> Result<(), AclError> {
-        let live = self.live()?;
-        if let Some((index, _)) =
-            patches.iter().find(|(index, _)| !(header::WORDS..image::MATRICES).contains(index))
-        {
-            return Err(AclError::Image(format!("word {index} is not in a table")));
+    /// Changes the image in force without a new one: words of the tables of remotes, then the generation, each
+    /// atomically. The caller answers for it that they take nothing away (the policy crate's
+    /// `ClassImage::additions_to`, asked about [`Acl::in_force`]); a packet sees the old or the new word.
+    ///
+    /// The generation comes last: whoever reads it knows that all of its policy is in force. A process that ends in
+    /// between leaves the old generation with some of the additions, which the next one finds by comparing.
+    pub fn add_in_place(&mut self, cells: &[(u32, u64)], generation: u32) -> Result<(), AclError> {
+        if generation == 0 {
+            return Err(AclError::Image("its generation is 0".to_owned()));
         }
-        for (index, word) in patches {
+        if let Some((index, _)) =
+            cells.iter().find(|(index, _)| !(image::REMOTE4..image::MATRICES).contains(index))
+        {
+            return Err(AclError::Image(format!("word {index} is not in a table of remotes")));
+        }
+        let live = self.live()?;
+        for (index, word) in cells {
             live.mapping.word(*index).store(*word, Ordering::Relaxed);
         }
+        live.mapping.word(header::GENERATION).store(u64::from(generation), Ordering::Release);
         Ok(())
+    }
+
+    /// The policy in force, read back from the kernel as it was given to [`Acl::install`] and changed since. The
+    /// networks are in order. `None`: nothing is installed.
+    pub fn in_force(&self) -> Result<Option<Image>, AclError> {
+        let live = match self.live() {
+            Ok(live) => live,
+            Err(AclError::NoImage) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut words = live.used();
+        for (index, word) in (0..).zip(&mut words).take(header::WORDS as usize) {
+            match index {
+                header::FLAGS => *word &= !flags::SAMPLE_ACCEPTS,
+                header::NET_SLOT | header::REMOTE_NET4 | header::LOCAL_NET4 => *word = 0,
+                _ => {}
+            }
+        }
+        let (remote_nets, local_nets) = nets::read(&self.ebpf, live.word(header::NET_SLOT))?;
+        Ok(Some(Image { words, remote_nets, local_nets }))
+    }
+
+    /// The kernel's number of the image in force, another one after each swap.
+    pub fn image_id(&self) -> Result<Option<u32>, AclError> {
+        match self.images.get(&0, 0) {
+            Ok(inner) => Ok(Some(inner.info()?.id())),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Generation of the policy in force; `None`: nothing is installed, and everything is dropped.
@@ -102,9 +148,7 @@ impl Acl {
 
     /// A copy of the image in force, without its networks.
     pub fn image_words(&self) -> Result<Vec<u64>, AclError> {
-        let live = self.live()?;
-        let used = u32::try_from(live.word(header::USED)).unwrap_or(image::WORDS).min(image::WORDS);
-        Ok((0..used).map(|index| live.word(index)).collect())
+        Ok(self.live()?.used())
     }
 
     fn live(&self) -> Result<Live, AclError> {
@@ -201,6 +245,11 @@ impl Live {
 
     fn word(&self, index: u32) -> u64 {
         self.mapping.word(index).load(Ordering::Relaxed)
+    }
+
+    fn used(&self) -> Vec<u64> {
+        let used = u32::try_from(self.word(header::USED)).unwrap_or(image::WORDS).min(image::WORDS);
+        (0..used).map(|index| self.word(index)).collect()
     }
 
     fn set_flag(&self, flag: u64, on: bool) {

@@ -5,6 +5,7 @@
 #[path = "../netns/mod.rs"]
 mod netns;
 
+mod additions;
 mod budget;
 mod differential;
 mod lab;

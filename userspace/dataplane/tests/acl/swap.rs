@@ -13,14 +13,14 @@ use crate::lab::{DROP, Lab, PASS, judge, run, udp};
 use crate::model::Rules;
 use crate::policies;
 
-const PEER: [u8; 4] = [100, 64, 0, 3];
-const OWN: [u8; 4] = [100, 64, 0, 2];
+pub(crate) const PEER: [u8; 4] = [100, 64, 0, 3];
+pub(crate) const OWN: [u8; 4] = [100, 64, 0, 2];
 
-fn set(addr: [u8; 4]) -> Arc<AddrSet> {
+pub(crate) fn set(addr: [u8; 4]) -> Arc<AddrSet> {
     Arc::new(AddrSet::from_addrs([IpAddr::from(addr)]))
 }
 
-fn rule(src: [u8; 4], dst: [u8; 4], protocol: u8, port: u16) -> FilterRule {
+pub(crate) fn rule(src: [u8; 4], dst: [u8; 4], protocol: u8, port: u16) -> FilterRule {
     FilterRule {
         src: set(src),
         dst: set(dst),
@@ -30,7 +30,7 @@ fn rule(src: [u8; 4], dst: [u8; 4], protocol: u8, port: u16) -> FilterRule {
     }
 }
 
-fn rules(inbound: Vec<FilterRule>, outbound: Vec<FilterRule>, generation: u32) -> Rules {
+pub(crate) fn rules(inbound: Vec<FilterRule>, outbound: Vec<FilterRule>, generation: u32) -> Rules {
     Rules {
         filter: NodeFilter { inbound, outbound },
         own: policies::own(),
@@ -117,21 +117,6 @@ fn a_refused_image_leaves_the_old_one_in_force() {
     assert!(acl.install(&broken).is_err());
     assert_eq!(acl.generation().unwrap(), Some(1));
     assert_eq!(run(&acl, Direction::Ingress, &udp(PEER, OWN, 1, 1000)), PASS);
-}
-
-#[test]
-fn a_peer_joins_by_one_word() {
-    let lab = Lab::new();
-    let mut acl = lab.open();
-    acl.install(&policies::image(&policy(1))).unwrap();
-    let newcomer = udp([100, 64, 0, 9], OWN, 1, 1000);
-    assert_eq!(judge(&acl, Direction::Ingress, &newcomer), (DROP, Reason::UnknownRemote));
-    let words = acl.image_words().unwrap();
-    let table = ghostwire_ebpf_abi::image::REMOTE4;
-    let known = u64::from((words[table as usize + 1] >> 32) as u32);
-    acl.patch_cells(&[(table + 4, words[table as usize + 4] | known << 32)]).unwrap();
-    assert_eq!(judge(&acl, Direction::Ingress, &newcomer), (PASS, Reason::Policy));
-    assert!(acl.patch_cells(&[(0, 0)]).is_err(), "the header is not to be patched");
 }
 
 #[test]
