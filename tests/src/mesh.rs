@@ -40,10 +40,20 @@ pub struct Node {
     process: Process,
     dir: PathBuf,
     bpf_dir: PathBuf,
+    mounts: Mounts,
     /// Overlay IPv4 address, known after enrolment.
     pub v4: IpAddr,
     /// Overlay IPv6 address, known after enrolment.
     pub v6: IpAddr,
+}
+
+/// What a daemon sees of the file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mounts {
+    /// The host's mounts.
+    Shared,
+    /// A mount namespace of its own with its own BPF filesystem, as under `ip netns exec`.
+    Private,
 }
 
 /// Who a join key enrols.
@@ -100,9 +110,10 @@ impl Mesh {
         let dir = self.lab.dir().join(name);
         std::fs::create_dir_all(&dir)?;
         let bpf_dir = PathBuf::from(format!("/sys/fs/bpf/{}-{name}", self.lab.id()));
-        let process = Node::spawn(&host, &dir, &bpf_dir)?;
+        let mounts = Mounts::Shared;
+        let process = Node::spawn(&host, &dir, &bpf_dir, mounts)?;
         let unspecified = IpAddr::from([0; 4]);
-        let mut node = Node { host, process, dir, bpf_dir, v4: unspecified, v6: unspecified };
+        let mut node = Node { host, process, dir, bpf_dir, mounts, v4: unspecified, v6: unspecified };
         node.wait_ready()?;
         node.gwctl(&["up", &key, "--hostname", name])?;
         node.learn_addresses()?;
@@ -212,22 +223,22 @@ impl Coordinator {
 }
 
 impl Node {
-    fn spawn(host: &Host, dir: &Path, bpf_dir: &Path) -> Result<Process> {
-        Process::spawn(
-            &host.netns,
-            "ghostwire-client",
-            &bin_dir()?.join("ghostwire-client"),
-            &[
-                "run",
-                "--state-dir",
-                &dir.join("state").to_string_lossy(),
-                "--socket",
-                &dir.join("client.sock").to_string_lossy(),
-                "--bpf-dir",
-                &bpf_dir.to_string_lossy(),
-            ],
-            &dir.join("log"),
-        )
+    fn spawn(host: &Host, dir: &Path, bpf_dir: &Path, mounts: Mounts) -> Result<Process> {
+        let program = bin_dir()?.join("ghostwire-client");
+        let (state, socket) = (dir.join("state"), dir.join("client.sock"));
+        let [state, socket, bpf_dir] = [&*state, &*socket, bpf_dir].map(Path::to_string_lossy);
+        let args = ["run", "--state-dir", &state, "--socket", &socket, "--bpf-dir", &bpf_dir];
+        let log = dir.join("log");
+        match mounts {
+            Mounts::Shared => Process::spawn(&host.netns, "ghostwire-client", &program, &args, &log),
+            Mounts::Private => {
+                let program = program.to_string_lossy();
+                let script = "mount -t bpf bpf /sys/fs/bpf && exec \"$0\" \"$@\"";
+                let outer = ["--mount", "--propagation", "private", "sh", "-c", script, &*program];
+                let args = [&outer[..], &args[..]].concat();
+                Process::spawn(&host.netns, "ghostwire-client", Path::new("unshare"), &args, &log)
+            }
+        }
     }
 
     fn wait_ready(&mut self) -> Result<()> {
@@ -320,8 +331,14 @@ impl Node {
 
     /// Starts the daemon again on the same state.
     pub fn restart(&mut self) -> Result<()> {
-        self.process = Self::spawn(&self.host, &self.dir, &self.bpf_dir)?;
+        self.process = Self::spawn(&self.host, &self.dir, &self.bpf_dir, self.mounts)?;
         self.wait_ready()
+    }
+
+    /// [`Self::restart`] with another view of the file system.
+    pub fn restart_with(&mut self, mounts: Mounts) -> Result<()> {
+        self.mounts = mounts;
+        self.restart()
     }
 
     fn leak(mut self) {

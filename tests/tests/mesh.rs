@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ghostwire_tests::mesh::{Mesh, Node, Owner, json};
+use ghostwire_tests::mesh::{Mesh, Mounts, Node, Owner, json};
 use ghostwire_tests::process::{check_in, run_in, tail};
 use ghostwire_tests::traffic::{Conversation, EchoServer, NumberedStream, tcp_probe, udp_probe};
 use ghostwire_tests::wait::{patience, time_factor, until};
@@ -202,6 +202,48 @@ fn killed_daemons_and_coordinator_lose_no_packet_and_open_nothing() -> Result<()
     flows(count)?;
     let report = stream.stop()?;
     ensure!(report.lost() == 0, "{report:?}\n{}", logs(&mesh));
+    Ok(())
+}
+
+/// What `gwctl status` says is wrong.
+fn problems(node: &Node) -> Result<String> {
+    Ok(node.status()?.get("problems").context("problems")?.to_string())
+}
+
+#[test]
+fn daemon_in_a_mount_namespace_of_its_own_says_so_and_leaves_nothing_open() -> Result<()> {
+    let (mut mesh, _servers) = three()?;
+    ensure!(problems(mesh.node("server")?)? == "[]", "{}", problems(mesh.node("server")?)?);
+    let server = mesh.node_mut("server")?;
+    server.gwctl(&["down"])?;
+    server.terminate(patience(10))?;
+    server.restart_with(Mounts::Private)?;
+    server.gwctl(&["up"])?;
+    let (server, intern) = (mesh.node("server")?, mesh.node("intern")?);
+    let works = || {
+        until("the server to be back", patience(20), || {
+            tcp_probe(&intern.host.netns, server.at(WEB), patience(3)).map(drop)
+        })
+    };
+    works().with_context(|| logs(&mesh))?;
+    ensure!(problems(server)?.contains("nsenter"), "{}", problems(server)?);
+    let flow = Conversation::tcp(&intern.host.netns, server.at(WEB), patience(5))?;
+    let mesh = &mut mesh;
+    mesh.node_mut("server")?.kill()?;
+    let (server, intern) = (mesh.node("server")?, mesh.node("intern")?);
+    ensure!(flow.progresses_within(patience(10)), "an allowed connection was cut");
+    ensure!(refused(intern, server.at(DATABASE)), "the device is open");
+    // Back where it should be, it takes over.
+    mesh.node_mut("server")?.restart_with(Mounts::Shared)?;
+    let server = mesh.node("server")?;
+    until("the policy to be in force", patience(20), || {
+        ensure!(problems(server)? == "[]", "{}", problems(server)?);
+        ensure!(server.log().matches("hook=").count() >= 3);
+        Ok(())
+    })?;
+    ensure!(flow.progresses_within(patience(30)), "an allowed connection was cut");
+    ensure!(refused(mesh.node("intern")?, server.at(DATABASE)), "the device is open");
+    flow.stop()?;
     Ok(())
 }
 

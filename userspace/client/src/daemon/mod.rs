@@ -60,7 +60,7 @@ pub struct Config {
 #[derive(Debug)]
 enum Happening {
     Stream(u64, StreamEvent),
-    Applied(Report, Option<Device>),
+    Applied(Report, Option<Device>, Option<String>),
     TornDown(Result<(), PlaneError>),
     Saved(Result<(), StoreError>),
     Observed(Vec<PresentPeer>),
@@ -321,11 +321,11 @@ impl Daemon {
         let happenings = self.happenings.clone();
         let job = self.worker.run(move |kernel| {
             let report = reconcile(kernel, &desired, &first);
-            (report, kernel.device().cloned())
+            (report, kernel.device().cloned(), kernel.pins_warning())
         });
         tokio::spawn(async move {
-            if let Ok((report, device)) = job.await {
-                let _ = happenings.send(Happening::Applied(report, device)).await;
+            if let Ok((report, device, warning)) = job.await {
+                let _ = happenings.send(Happening::Applied(report, device, warning)).await;
             }
         });
     }
@@ -364,7 +364,7 @@ impl Daemon {
                     self.on_stream(event);
                 }
             }
-            Happening::Applied(report, device) => {
+            Happening::Applied(report, device, warning) => {
                 for problem in &report.problems {
                     tracing::error!(%problem, "the data plane is not as the coordinator wants it");
                 }
@@ -373,6 +373,7 @@ impl Daemon {
                     self.device = device;
                 }
                 self.input(Input::Applied(report));
+                self.warn("pins", warning);
                 if fits {
                     self.troubles.remove("map");
                 }
@@ -572,6 +573,18 @@ impl Daemon {
             None => {
                 self.troubles.remove(subject);
             }
+        }
+    }
+
+    /// As [`Self::note`], for what works but could be better; said once.
+    fn warn(&mut self, subject: &'static str, warning: Option<String>) {
+        match warning {
+            Some(warning) if self.troubles.get(subject) != Some(&warning) => {
+                tracing::warn!(%warning, subject);
+                self.troubles.insert(subject, warning);
+            }
+            Some(_) => {}
+            None => drop(self.troubles.remove(subject)),
         }
     }
 

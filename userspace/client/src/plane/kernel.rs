@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use ghostwire_dataplane::acl::{self, Acl, AclError, Attachment, Counters, Events};
+use ghostwire_dataplane::acl::{self, Acl, AclError, Attachment, Counters, Events, Pins};
 use ghostwire_dataplane::netlink::{LinkName, Netlink, Route, tunnel_mtu};
 use ghostwire_dataplane::wireguard::{
     self, Backend, Choice, Helper, Opened, PeerUpdate, PrivateKey, PublicKey, Update,
@@ -97,6 +97,18 @@ impl Kernel {
     /// Which hook the programs are attached to.
     pub fn hook(&self) -> Option<Attachment> {
         self.acl.as_ref().map(Acl::attachment)
+    }
+
+    /// What is to be said about the place where programs are pinned.
+    pub fn pins_warning(&self) -> Option<String> {
+        let Pins::Passing(why) = self.acl.as_ref()?.pins() else { return None };
+        Some(format!(
+            "what is pinned at {} may not outlive the daemon: {why}. Its policy stays in force all the same when it ends, \
+             but the next daemon drops everything until it has started, and knows no connections. Run the daemon where \
+             the machine's own mounts and processes are: with `nsenter --net=FILE` instead of `ip netns exec`; in a \
+             container, with the host's process namespace and /sys/fs/bpf",
+            self.options.bpf_dir.display()
+        ))
     }
 
     /// Sends a peer's packets elsewhere.

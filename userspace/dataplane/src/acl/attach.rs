@@ -1,19 +1,26 @@
-//! Attaching the programs: tcx links where the kernel has them (6.6), else clsact filters.
+//! Attaching the programs: tcx links where the kernel has them (6.6) and pins last, else clsact filters.
+//!
+//! A link goes with its last descriptor or pin, and leaves the device open; a filter belongs to the device. So links are
+//! only for where a pin is sure to outlive this process.
 
+use std::fs;
 use std::path::Path;
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TcError};
+use aya_obj::generated::bpf_attach_type;
 use ghostwire_ebpf_abi::event::Direction;
 
+use super::bpffs::Pins;
+use super::kernel::TcxLink;
 use super::{AclError, bpffs, kernel, object, qdisc};
 
 /// How to attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
-    /// tcx from Linux 6.6 on, clsact before.
+    /// tcx from Linux 6.6 on where pins last; else clsact.
     Auto,
     /// clsact on any kernel.
     Clsact,
@@ -48,29 +55,71 @@ const fn pin_name(direction: Direction) -> &'static str {
     }
 }
 
-/// Attaches both programs, replacing those of an earlier process atomically.
+const fn tcx_side(direction: Direction) -> u32 {
+    match direction {
+        Direction::Ingress => bpf_attach_type::BPF_TCX_INGRESS as u32,
+        Direction::Egress => bpf_attach_type::BPF_TCX_EGRESS as u32,
+    }
+}
+
+/// Attaches both programs, replacing those of an earlier process atomically, however it had attached them.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     interface: &str,
     dir: &Path,
     wanted: Attach,
+    pins: &Pins,
 ) -> Result<Attachment, AclError> {
     let index = interface_index(interface)?;
-    let tcx = wanted == Attach::Auto && kernel::at_least(6, 6);
+    let tcx = wanted == Attach::Auto && *pins == Pins::Lasting && kernel::at_least(6, 6);
     if !tcx {
         prepare_clsact(interface, index, dir)?;
     }
     for direction in DIRECTIONS {
-        let name = object::program_name(direction);
-        let program = ebpf.program_mut(name).ok_or(AclError::Object { what: name })?;
-        let program: &mut SchedClassifier = program.try_into()?;
+        let program = program(ebpf, direction)?;
         if tcx {
-            attach_tcx(program, interface, index, direction, dir)?;
+            attach_tcx(program, interface, direction, dir)?;
         } else {
             attach_clsact(program, interface, direction)?;
         }
     }
-    Ok(if tcx { Attachment::Tcx } else { Attachment::Clsact })
+    // What an earlier process attached in the other way would go on enforcing its own policy.
+    if tcx {
+        remove_filters(interface, index, dir)?;
+    } else {
+        remove_links(Some(index), dir)?;
+    }
+    let attachment = if tcx { Attachment::Tcx } else { Attachment::Clsact };
+    for direction in DIRECTIONS {
+        let id = program(ebpf, direction)?.info()?.id();
+        if !is_attached(interface, attachment, direction, id)? {
+            return Err(link_error(interface, &"the kernel does not list the program after attaching it"));
+        }
+    }
+    Ok(attachment)
+}
+
+fn program(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, AclError> {
+    let name = object::program_name(direction);
+    let program = ebpf.program_mut(name).ok_or(AclError::Object { what: name })?;
+    Ok(program.try_into()?)
+}
+
+/// Whether a program is where we attached it. No: somebody has detached it, or the interface is another one.
+pub(super) fn is_attached(
+    interface: &str,
+    attachment: Attachment,
+    direction: Direction,
+    program: u32,
+) -> Result<bool, AclError> {
+    let Ok(index) = interface_index(interface) else { return Ok(false) };
+    match attachment {
+        Attachment::Tcx => Ok(kernel::tcx_programs(index, tcx_side(direction))?.contains(&program)),
+        Attachment::Clsact => {
+            let found = qdisc::filter_program(interface, index, direction, PRIORITY, HANDLE.into())?;
+            Ok(found == Some(program))
+        }
+    }
 }
 
 fn interface_index(interface: &str) -> Result<u32, AclError> {
@@ -85,12 +134,11 @@ fn link_error(interface: &str, error: &dyn std::fmt::Display) -> AclError {
 fn attach_tcx(
     program: &mut SchedClassifier,
     interface: &str,
-    index: u32,
     direction: Direction,
     dir: &Path,
 ) -> Result<(), AclError> {
     let pin = dir.join(pin_name(direction));
-    if let Some(link) = pinned_link(interface, index, &pin)? {
+    if let Some(link) = pinned_link(interface, &pin)? {
         let id = program.attach_to_link(link)?;
         // The pin keeps the link; our descriptor is not needed.
         drop(program.take_link(id)?);
@@ -108,16 +156,39 @@ fn taken(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<Sch
     Ok(program.take_link(id)?)
 }
 
-/// The link of an earlier process, if it is still attached to this interface and not to one that is gone.
-fn pinned_link(interface: &str, index: u32, pin: &Path) -> Result<Option<SchedClassifierLink>, AclError> {
-    if !pin.exists() {
-        return Ok(None);
+/// Fails if the links pinned in a folder serve another interface than this one, here or in another network namespace:
+/// then links and maps are not ours to take.
+pub(super) fn refuse_others(interface: &str, dir: &Path) -> Result<(), AclError> {
+    let index = interface_index(interface)?;
+    for direction in DIRECTIONS {
+        let pin = dir.join(pin_name(direction));
+        if pin.exists() {
+            let held = kernel::tcx_link(&kernel::open_pin(&pin)?)?;
+            if held.interface != 0 && !is_on(held, Some(index), direction)? {
+                return Err(AclError::PinInUse { path: pin, holder: held.interface });
+            }
+        }
     }
-    if kernel::tcx_link_interface(&kernel::open_pin(pin)?)? != index {
+    Ok(())
+}
+
+/// The link of an earlier process, unless its interface is gone or somebody has detached it.
+fn pinned_link(interface: &str, pin: &Path) -> Result<Option<SchedClassifierLink>, AclError> {
+    if !pin.exists() || kernel::tcx_link(&kernel::open_pin(pin)?)?.interface == 0 {
         return Ok(None);
     }
     let link: FdLink = PinnedLink::from_pin(pin).map_err(|error| link_error(interface, &error))?.into();
     link.try_into().map(Some).map_err(|error| link_error(interface, &error))
+}
+
+/// Whether a link holds its program on this interface. Indices alone do not tell: each network namespace counts its own.
+fn is_on(held: TcxLink, index: Option<u32>, direction: Direction) -> Result<bool, AclError> {
+    match index {
+        Some(index) if index == held.interface => {
+            Ok(kernel::tcx_programs(index, tcx_side(direction))?.contains(&held.program))
+        }
+        _ => Ok(false),
+    }
 }
 
 /// Adds the clsact qdisc and remembers that it was us.
@@ -125,7 +196,7 @@ fn prepare_clsact(interface: &str, index: u32, dir: &Path) -> Result<(), AclErro
     if qdisc::add_clsact(interface, index)? {
         let marker = dir.join(MARKER);
         if !marker.exists() {
-            std::fs::create_dir(&marker).map_err(|source| AclError::Pin {
+            fs::create_dir(&marker).map_err(|source| AclError::Pin {
                 action: "create the folder",
                 path: marker,
                 source,
@@ -162,23 +233,49 @@ fn attach_clsact(
     Ok(())
 }
 
-/// Detaches both programs, however they are attached. What is not there is no error.
-pub(super) fn detach(interface: &str, dir: &Path) -> Result<(), AclError> {
+/// Detaches both programs, however they are attached. What is not there is no error. False: the pins serve another
+/// interface, and are left to it.
+pub(super) fn detach(interface: &str, dir: &Path) -> Result<bool, AclError> {
+    let index = interface_index(interface).ok();
+    let ours = remove_links(index, dir)?;
+    // An interface that is gone has taken its filters along.
+    if let Some(index) = index {
+        remove_filters(interface, index, dir)?;
+    }
+    Ok(ours)
+}
+
+/// Detaches what is pinned, unless it is on another interface than this one: then false.
+fn remove_links(index: Option<u32>, dir: &Path) -> Result<bool, AclError> {
+    let mut ours = true;
     for direction in DIRECTIONS {
         let pin = dir.join(pin_name(direction));
-        if pin.exists() {
-            kernel::detach_link(&kernel::open_pin(&pin)?)?;
+        if !pin.exists() {
+            continue;
+        }
+        let link = kernel::open_pin(&pin)?;
+        let held = kernel::tcx_link(&link)?;
+        if held.interface == 0 || is_on(held, index, direction)? {
+            kernel::detach_link(&link)?;
             bpffs::unpin(&pin)?;
+        } else {
+            ours = false;
         }
     }
-    let ours = dir.join(MARKER).exists();
-    // An interface that is gone has taken its filters along.
-    let Ok(index) = interface_index(interface) else { return Ok(()) };
+    Ok(ours)
+}
+
+/// Removes our filters, and the qdisc if it is of our making and nobody else uses it.
+fn remove_filters(interface: &str, index: u32, dir: &Path) -> Result<(), AclError> {
     for direction in DIRECTIONS {
         qdisc::remove_filter(interface, index, direction, PRIORITY, HANDLE.into())?;
     }
-    if ours && !qdisc::has_filters(interface, index)? {
+    let marker = dir.join(MARKER);
+    if !marker.exists() {
+        return Ok(());
+    }
+    if !qdisc::has_filters(interface, index)? {
         qdisc::remove_clsact(interface, index)?;
     }
-    Ok(())
+    fs::remove_dir(&marker).map_err(|source| AclError::Pin { action: "remove", path: marker, source })
 }

@@ -8,10 +8,12 @@
 
 use std::fs;
 use std::io;
+use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ghostwire_ebpf_abi::image;
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::AclError;
@@ -30,6 +32,63 @@ pub(super) fn ensure_mounted(bpf_dir: &Path) -> Result<(), AclError> {
     mount(Some("bpf"), STANDARD, Some("bpf"), flags, Some("mode=0700"))
         .map_err(|errno| AclError::Mount { path: STANDARD.into(), source: errno.into() })?;
     if on_bpffs(bpf_dir) { Ok(()) } else { Err(AclError::NotBpffs { path: bpf_dir.to_owned() }) }
+}
+
+/// Whether pins outlive this process whatever ends it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pins {
+    /// They are on a BPF filesystem that the first process of the machine has mounted, too.
+    Lasting,
+    /// They may vanish with the mount namespace of this process, and links with them. A sentence that says why.
+    Passing(String),
+}
+
+/// The mounts of the machine's first process, whose mount namespace lasts as long as the machine runs.
+const MOUNTS_OF_THE_MACHINE: &str = "/proc/1/mountinfo";
+
+/// The namespace file of a process in the machine's own process namespace (`PROC_PID_INIT_INO` in
+/// include/linux/proc_ns.h; the number is part of the kernel's interface).
+const PROCESSES_OF_THE_MACHINE: &str = "pid:[4026531836]";
+
+/// Whether pins below a folder last. A BPF filesystem goes with its last mount, so it has to be one that is mounted
+/// where mounts last. In a container that cannot be told: its first process ends with it, while the network
+/// namespace, with the interface in it, may be the host's or a pod's. When in doubt they do not last.
+pub(super) fn pins(dir: &Path) -> Pins {
+    match fs::read_link("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.as_os_str() == PROCESSES_OF_THE_MACHINE => {}
+        Ok(_) => {
+            return Pins::Passing(
+                "this process runs in a container, and its mounts may end before the network interface does"
+                    .to_owned(),
+            );
+        }
+        Err(error) => return Pins::Passing(format!("/proc/self/ns/pid cannot be read: {error}")),
+    }
+    let device = match fs::metadata(dir) {
+        Ok(found) => found.st_dev(),
+        Err(error) => return Pins::Passing(format!("{} cannot be read: {error}", dir.display())),
+    };
+    match fs::read(MOUNTS_OF_THE_MACHINE) {
+        Ok(mounts) if is_mounted(&String::from_utf8_lossy(&mounts), device) => Pins::Lasting,
+        Ok(_) => Pins::Passing(format!(
+            "the BPF filesystem at {} is mounted only in the mount namespace of this process (`ip netns exec` makes such \
+             a namespace)",
+            dir.display()
+        )),
+        Err(error) => Pins::Passing(format!("{MOUNTS_OF_THE_MACHINE} cannot be read: {error}")),
+    }
+}
+
+/// Whether a mountinfo file (proc_pid_mountinfo(5)) names a BPF filesystem on this device.
+fn is_mounted(mountinfo: &str, device: u64) -> bool {
+    let wanted = format!("{}:{}", major(device), minor(device));
+    mountinfo.lines().any(|line| {
+        let mut fields = line.split(' ');
+        let device = fields.nth(2);
+        // Optional fields end with a hyphen; the type follows.
+        let kind = fields.skip_while(|field| *field != "-").nth(1);
+        device == Some(wanted.as_str()) && kind == Some("bpf")
+    })
 }
 
 /// Whether the folder, or the nearest one above it that exists, is on a BPF filesystem.
@@ -104,4 +163,27 @@ fn read_dir(dir: &Path) -> Result<Vec<fs::DirEntry>, AclError> {
 
 fn remove_tree(dir: &Path) -> Result<(), AclError> {
     fs::remove_dir_all(dir).map_err(|source| AclError::Pin { action: "remove", path: dir.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::stat::makedev;
+
+    use super::*;
+
+    const MOUNTS: &str = "\
+22 29 0:20 / /proc rw,nosuid shared:12 - proc proc rw
+42 23 0:39 / /sys/fs/bpf rw,nosuid,nodev,noexec,relatime - bpf bpf rw,mode=700
+43 23 0:40 / /mnt/a\\040-\\040bpf rw shared:1 master:2 - tmpfs none rw
+44 23 0:41 / /mnt/b rw shared:1 master:2 - bpf bpf rw
+45 23 0:42 /
+";
+
+    #[test]
+    fn a_bpf_filesystem_is_found_by_its_device() {
+        for (minor, found) in [(39, true), (41, true), (20, false), (40, false), (42, false), (3, false)] {
+            assert_eq!(is_mounted(MOUNTS, makedev(0, minor)), found, "{minor}");
+        }
+        assert!(!is_mounted("", makedev(0, 39)));
+    }
 }

@@ -62,6 +62,17 @@ pub enum AclError {
         /// What failed and why.
         message: String,
     },
+    /// The pinned links serve another interface. Taking them would leave that one open.
+    #[error(
+        "{path} holds the policy program of another interface (number {holder}), here or in another network \
+         namespace; give each daemon a --bpf-dir of its own"
+    )]
+    PinInUse {
+        /// The pin.
+        path: PathBuf,
+        /// Index of the other interface, in its namespace.
+        holder: u32,
+    },
     /// Netlink refused to change the clsact qdisc or a filter.
     #[error("cannot {action} on {interface}: {source}")]
     Qdisc {

@@ -1,4 +1,5 @@
-//! System calls that the eBPF library does not offer: a map in memory, and what a link is attached to.
+//! System calls that the eBPF library does not offer: a map in memory, what a link is attached to, and what is attached
+//! to an interface.
 
 use std::ffi::CString;
 use std::io;
@@ -93,8 +94,18 @@ pub(super) fn open_pin(pin: &Path) -> Result<OwnedFd, AclError> {
     }
 }
 
-/// Index of the interface that a tcx link is attached to; 0: the interface is gone.
-pub(super) fn tcx_link_interface(link: &OwnedFd) -> Result<u32, AclError> {
+/// What a tcx link holds where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TcxLink {
+    /// Index of the interface, in whatever network namespace that is; 0: the interface is gone, or the link was
+    /// detached.
+    pub(super) interface: u32,
+    /// Number of the program.
+    pub(super) program: u32,
+}
+
+/// Asks a link.
+pub(super) fn tcx_link(link: &OwnedFd) -> Result<TcxLink, AclError> {
     let mut info = LinkInfo::default();
     let mut attr = InfoAttr {
         bpf_fd: link.as_raw_fd().cast_unsigned(),
@@ -108,7 +119,53 @@ pub(super) fn tcx_link_interface(link: &OwnedFd) -> Result<u32, AclError> {
     if result < 0 {
         return Err(AclError::System { call: "bpf(OBJ_GET_INFO_BY_FD)", source: io::Error::last_os_error() });
     }
-    Ok(info.ifindex)
+    Ok(TcxLink { interface: info.ifindex, program: info.prog_id })
+}
+
+/// `BPF_PROG_QUERY` and the attributes that it takes; tcx from kernel 6.6.
+const PROG_QUERY: libc::c_long = 16;
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// Most programs on one side of an interface (`BPF_MPROG_MAX`).
+const MOST_PROGRAMS: usize = 64;
+
+/// Numbers of the tcx programs on one side of an interface of the calling thread's network namespace. `side` is
+/// `BPF_TCX_INGRESS` or `BPF_TCX_EGRESS`. An interface that is gone has none.
+pub(super) fn tcx_programs(interface: u32, side: u32) -> Result<Vec<u32>, AclError> {
+    let mut programs = [0_u32; MOST_PROGRAMS];
+    let mut attr = QueryAttr {
+        target_ifindex: interface,
+        attach_type: side,
+        prog_ids: programs.as_mut_ptr().expose_provenance() as u64,
+        count: u32::try_from(MOST_PROGRAMS).unwrap_or(0),
+        ..QueryAttr::default()
+    };
+    // SAFETY: the attributes name a buffer of the length that they say.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, ptr::from_mut(&mut attr), size_of::<QueryAttr>()) };
+    if result < 0 {
+        return match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => Ok(Vec::new()),
+            source => Err(AclError::System { call: "bpf(PROG_QUERY)", source }),
+        };
+    }
+    let count = usize::try_from(attr.count).unwrap_or(0).min(MOST_PROGRAMS);
+    Ok(programs[..count].to_vec())
 }
 
 /// `BPF_LINK_DETACH`, kernel 5.9.

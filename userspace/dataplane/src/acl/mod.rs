@@ -9,8 +9,9 @@
 //! ```
 //!
 //! Links and maps are pinned below `<bpf_dir>/<interface>/`, so that they outlive this process: a daemon that
-//! is killed leaves its policy in force, and the next one adopts it. Programs without an image drop
-//! everything; at no moment is the device open.
+//! is killed leaves its policy in force, and the next one adopts it. Where pins would not last ([`Pins`]) the
+//! programs are attached so that they stay without. Programs without an image drop everything; at no moment is the
+//! device open.
 
 mod attach;
 mod bpffs;
@@ -35,6 +36,7 @@ use ghostwire_ebpf_abi::config::Config;
 use ghostwire_ebpf_abi::event::Direction;
 
 pub use attach::{Attach, Attachment};
+pub use bpffs::Pins;
 pub use connections::Connection;
 pub use counters::Counters;
 pub use error::AclError;
@@ -88,6 +90,7 @@ pub struct Acl {
     dir: PathBuf,
     origin: Origin,
     attachment: Attachment,
+    pins: Pins,
     ebpf: Ebpf,
     images: image::Images,
     config: Array<MapData, Wire<Config>>,
@@ -110,15 +113,18 @@ impl Acl {
     pub fn open_or_create(interface: &str, bpf_dir: &Path, options: &Options) -> Result<Self, AclError> {
         bpffs::ensure_mounted(bpf_dir)?;
         let dir = bpffs::interface_dir(bpf_dir, interface)?;
+        attach::refuse_others(interface, &dir)?;
         let (mut ebpf, origin) = object::load(&dir, options)?;
-        let attachment = attach::attach(&mut ebpf, interface, &dir, options.attach)?;
+        let pins = bpffs::pins(&dir);
+        let attachment = attach::attach(&mut ebpf, interface, &dir, options.attach, &pins)?;
         let images = ArrayOfMaps::try_from(take(&mut ebpf, "IMAGE")?)?;
         let config = Array::try_from(take(&mut ebpf, "CONFIG")?)?;
-        let mut acl = Self { interface: interface.to_owned(), dir, origin, attachment, ebpf, images, config };
+        let interface = interface.to_owned();
+        let mut acl = Self { interface, dir, origin, attachment, pins, ebpf, images, config };
         if acl.origin != Origin::Adopted {
             acl.set_config(&Config::DEFAULT)?;
         }
-        tracing::debug!(interface, origin = ?acl.origin, attachment = ?acl.attachment, "access control is in place");
+        tracing::debug!(interface = %acl.interface, origin = ?acl.origin, attachment = ?acl.attachment, "access control is in place");
         Ok(acl)
     }
 
@@ -130,6 +136,23 @@ impl Acl {
     /// How the programs are attached.
     pub fn attachment(&self) -> Attachment {
         self.attachment
+    }
+
+    /// Whether pins outlive this process. If not, the programs stay attached all the same, but the next process makes
+    /// its maps anew.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Whether the programs are where they were attached. Asks the calling thread's network namespace.
+    pub fn is_attached(&self) -> Result<bool, AclError> {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let program = self.program(direction)?.info()?.id();
+            if !attach::is_attached(&self.interface, self.attachment, direction, program)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The knobs in force.
@@ -150,14 +173,14 @@ impl Acl {
         Self::remove_from(&interface, &dir)
     }
 
-    /// [`Acl::detach`] for what another process left, without loading anything. Nothing there is no error.
+    /// [`Acl::detach`] for what another process left, without loading anything. Nothing there is no error, and what
+    /// serves an interface of another network namespace stays.
     pub fn remove(interface: &str, bpf_dir: &Path) -> Result<(), AclError> {
         Self::remove_from(interface, &bpf_dir.join(bpffs::folder_name(interface)))
     }
 
     fn remove_from(interface: &str, dir: &Path) -> Result<(), AclError> {
-        attach::detach(interface, dir)?;
-        bpffs::remove(dir)
+        if attach::detach(interface, dir)? { bpffs::remove(dir) } else { Ok(()) }
     }
 
     /// Runs a program on a packet (with an Ethernet header in front, see [`Options::l3_offset`]).

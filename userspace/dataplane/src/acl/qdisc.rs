@@ -22,8 +22,12 @@ const NLM_F_DUMP: u16 = 0x300;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_BPF_ID: u16 = 11;
+const NLA_TYPE_MASK: u16 = 0x3fff;
 const ETH_P_ALL: u16 = 3;
 const HEADER: usize = 16;
+const TC_MESSAGE: usize = 20;
 
 /// `struct tcmsg`.
 #[derive(Clone, Copy)]
@@ -74,6 +78,27 @@ pub(super) fn remove_filter(
     absent_is_fine(request(RTM_DELTFILTER, NLM_F_ACK, message, Some(b"bpf\0")), "remove a filter", interface)
 }
 
+/// Number of the program that one filter runs. `None`: there is no such filter, or no qdisc.
+pub(super) fn filter_program(
+    interface: &str,
+    index: u32,
+    direction: Direction,
+    priority: u16,
+    handle: u32,
+) -> Result<Option<u32>, AclError> {
+    let info = u32::from(priority) << 16 | u32::from(ETH_P_ALL.to_be());
+    let message = TcMessage { ifindex: index, handle, parent: parent(direction), info };
+    match request(RTM_GETTFILTER, NLM_F_ACK, message, Some(b"bpf\0")) {
+        Ok(answer) => Ok(answer.program),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => {
+            Ok(None)
+        }
+        Err(source) => {
+            Err(AclError::Qdisc { action: "look up a filter", interface: interface.to_owned(), source })
+        }
+    }
+}
+
 /// Whether anybody's filter is left on either side.
 pub(super) fn has_filters(interface: &str, index: u32) -> Result<bool, AclError> {
     for direction in [Direction::Ingress, Direction::Egress] {
@@ -83,14 +108,14 @@ pub(super) fn has_filters(interface: &str, index: u32) -> Result<bool, AclError>
             interface: interface.to_owned(),
             source,
         })?;
-        if found > 0 {
+        if found.filters > 0 {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-fn absent_is_fine(result: io::Result<usize>, action: &'static str, interface: &str) -> Result<(), AclError> {
+fn absent_is_fine(result: io::Result<Answer>, action: &'static str, interface: &str) -> Result<(), AclError> {
     match result {
         Ok(_) => Ok(()),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(()),
@@ -98,8 +123,17 @@ fn absent_is_fine(result: io::Result<usize>, action: &'static str, interface: &s
     }
 }
 
-/// Sends one message and reads the answer: an acknowledgement, or a dump whose filters are counted.
-fn request(kind: u16, flags: u16, message: TcMessage, tca_kind: Option<&[u8]>) -> io::Result<usize> {
+/// What the kernel answered.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Answer {
+    /// Filters that it told of.
+    filters: usize,
+    /// Number of the program of the last of them, if it runs one.
+    program: Option<u32>,
+}
+
+/// Sends one message and reads the answer: an acknowledgement, or filters and then an end.
+fn request(kind: u16, flags: u16, message: TcMessage, tca_kind: Option<&[u8]>) -> io::Result<Answer> {
     let socket = socket()?;
     let bytes = encode(kind, flags | NLM_F_REQUEST, message, tca_kind);
     // SAFETY: the buffer is valid for its length.
@@ -107,14 +141,14 @@ fn request(kind: u16, flags: u16, message: TcMessage, tca_kind: Option<&[u8]>) -
     if sent < 0 {
         return Err(io::Error::last_os_error());
     }
-    let mut filters = 0;
+    let mut answer = Answer::default();
     let mut buffer = vec![0_u8; 32 * 1024];
     loop {
         // SAFETY: as above.
         let received = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
         let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-        if count(buffer.get(..received).unwrap_or_default(), &mut filters)? {
-            return Ok(filters);
+        if read(buffer.get(..received).unwrap_or_default(), &mut answer)? {
+            return Ok(answer);
         }
     }
 }
@@ -150,8 +184,8 @@ fn encode(kind: u16, flags: u16, message: TcMessage, tca_kind: Option<&[u8]>) ->
     bytes
 }
 
-/// Counts filters in a datagram of messages. True: the answer is complete.
-fn count(mut bytes: &[u8], filters: &mut usize) -> io::Result<bool> {
+/// Reads a datagram of messages. True: the answer is complete.
+fn read(mut bytes: &[u8], answer: &mut Answer) -> io::Result<bool> {
     let truncated = || io::Error::new(io::ErrorKind::InvalidData, "truncated netlink message");
     while !bytes.is_empty() {
         let length = u32::from_ne_bytes(field(bytes, 0).ok_or_else(truncated)?) as usize;
@@ -162,7 +196,13 @@ fn count(mut bytes: &[u8], filters: &mut usize) -> io::Result<bool> {
                 let errno = i32::from_ne_bytes(field(bytes, HEADER).ok_or_else(truncated)?);
                 return if errno == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(-errno)) };
             }
-            RTM_NEWTFILTER => *filters += 1,
+            RTM_NEWTFILTER => {
+                answer.filters += 1;
+                let attributes = bytes.get(HEADER + TC_MESSAGE..length).unwrap_or_default();
+                let id =
+                    attribute(attributes, TCA_OPTIONS).and_then(|options| attribute(options, TCA_BPF_ID));
+                answer.program = id.and_then(|id| field(id, 0)).map(u32::from_ne_bytes);
+            }
             _ => {}
         }
         bytes = bytes.get(length.next_multiple_of(4).max(HEADER)..).unwrap_or_default();
@@ -170,6 +210,60 @@ fn count(mut bytes: &[u8], filters: &mut usize) -> io::Result<bool> {
     Ok(false)
 }
 
+/// The payload of the first attribute of a type.
+fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes(field(bytes, 0)?));
+        let kind = u16::from_ne_bytes(field(bytes, 2)?) & NLA_TYPE_MASK;
+        if kind == wanted {
+            return bytes.get(4..length);
+        }
+        bytes = bytes.get(length.max(4).next_multiple_of(4)..)?;
+    }
+}
+
 fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nested(kind: u16, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = u16::try_from(4 + payload.len()).unwrap().to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// A filter that runs program 77, as the kernel tells of it.
+    fn filter() -> Vec<u8> {
+        let options = [nested(7, b"acl\0"), nested(TCA_BPF_ID, &77_u32.to_ne_bytes())].concat();
+        let attributes = [nested(TCA_KIND, b"bpf\0"), nested(TCA_OPTIONS | 0x8000, &options)].concat();
+        let mut bytes = u32::try_from(HEADER + TC_MESSAGE + attributes.len()).unwrap().to_ne_bytes().to_vec();
+        bytes.extend(RTM_NEWTFILTER.to_ne_bytes());
+        bytes.extend([0; 10 + TC_MESSAGE]);
+        bytes.extend(attributes);
+        bytes
+    }
+
+    #[test]
+    fn the_program_of_a_filter_is_found() {
+        let mut answer = Answer::default();
+        assert!(!read(&filter(), &mut answer).unwrap());
+        assert_eq!(answer, Answer { filters: 1, program: Some(77) });
+    }
+
+    #[test]
+    fn a_truncated_answer_names_no_program() {
+        let whole = filter();
+        for length in 1..whole.len() {
+            let mut answer = Answer::default();
+            // An error or an answer that is not complete; never a panic, never a program out of nothing.
+            let complete = read(&whole[..length], &mut answer);
+            assert!(!matches!(complete, Ok(true)) && answer.program.is_none(), "{length}");
+        }
+    }
 }

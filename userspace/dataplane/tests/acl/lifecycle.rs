@@ -1,13 +1,17 @@
 //! Loading, adopting, replacing and removing.
 
-use std::os::unix::process::ExitStatusExt;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, Stdio};
 
-use ghostwire_dataplane::acl::{Acl, Attach, Attachment, Options, Origin};
+use aya::programs::links::PinnedLink;
+use ghostwire_dataplane::acl::{Acl, AclError, Attach, Attachment, Options, Origin, Pins};
 use ghostwire_ebpf_abi::event::{Direction, Reason};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 use crate::lab::{DROP, Lab, for_test_run, judge, udp};
-use crate::netns::eventually;
+use crate::netns::{Netns, eventually};
 use crate::policies;
 
 const PEER: [u8; 4] = [100, 64, 0, 3];
@@ -107,38 +111,61 @@ fn a_clsact_qdisc_of_others_is_left_alone() {
 }
 
 /// The name of the test below, which a copy of this program runs by itself as "the daemon".
-const DAEMON: &str = "lifecycle::daemon_for_the_test_that_kills_it";
+const DAEMON: &str = "lifecycle::daemon_for_the_tests_that_kill_it";
 const DAEMON_DIR: &str = "GHOSTWIRE_TEST_DAEMON_DIR";
 
 /// Not a test of its own: run with [`DAEMON_DIR`] set, it installs a policy and waits to be killed.
 #[test]
-fn daemon_for_the_test_that_kills_it() {
+fn daemon_for_the_tests_that_kill_it() {
     let Some(dir) = std::env::var_os(DAEMON_DIR) else { return };
     let mut acl = Acl::open_or_create("lo", dir.as_ref(), &Options::default()).unwrap();
     acl.install(&some_image(9)).unwrap();
-    std::fs::create_dir(std::path::Path::new(&dir).join("ready")).unwrap();
+    println!("attached: {:?} {:?}", acl.attachment(), acl.pins());
     loop {
         std::thread::park();
     }
 }
 
+/// Where a daemon's mounts are.
+#[derive(Clone, Copy, PartialEq)]
+enum Mounts {
+    /// In the mount namespace of everybody.
+    Host,
+    /// In a namespace of its own with copies of the host's mounts, as `PrivateMounts=` makes it.
+    Copied,
+    /// The same with a BPF filesystem of its own, as under `ip netns exec`.
+    Own,
+}
+
+/// Runs the daemon in the lab until its policy is installed, kills it, and returns how it was attached.
+fn run_and_kill_a_daemon(lab: &Lab, mounts: Mounts) -> String {
+    let separate = move || {
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        if mounts != Mounts::Host {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+        }
+        if mounts == Mounts::Own {
+            mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), None::<&str>)?;
+        }
+        Ok(())
+    };
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", DAEMON, "--nocapture"]).env(DAEMON_DIR, lab.dir()).stdout(Stdio::piped());
+    // SAFETY: between fork and exec there are only system calls, whose arguments are on the stack.
+    unsafe { command.pre_exec(separate) };
+    let mut daemon = lab.netns.run(|| command.spawn().unwrap());
+    let output = BufReader::new(daemon.stdout.take().unwrap());
+    let attached = output.lines().map_while(Result::ok).find(|line| line.contains("attached: "));
+    daemon.kill().unwrap();
+    assert_eq!(daemon.wait().unwrap().signal(), Some(9));
+    attached.unwrap_or_else(|| panic!("the daemon failed"))
+}
+
 #[test]
 fn kill_9_of_the_daemon_leaves_the_policy_in_force() {
     let lab = Lab::new();
-    let program = std::env::current_exe().unwrap();
-    let mut daemon = lab.netns.run(|| {
-        Command::new(program)
-            .args(["--exact", DAEMON, "--nocapture"])
-            .env(DAEMON_DIR, lab.dir())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
-    });
-    let ready = lab.dir().join("ready");
-    eventually("the daemon has installed its policy", || ready.exists());
-    daemon.kill().unwrap();
-    assert_eq!(daemon.wait().unwrap().signal(), Some(9));
-    std::fs::remove_dir(ready).unwrap();
+    run_and_kill_a_daemon(&lab, Mounts::Host);
     assert_eq!(attached(&lab), 2);
     // Real packets on the device: loopback frames have an Ethernet header, so to programs made for layer 3 devices
     // they are neither IPv4 nor IPv6, and are dropped.
@@ -150,6 +177,88 @@ fn kill_9_of_the_daemon_leaves_the_policy_in_force() {
     assert!(unsupported > 0, "the packets were counted");
     lab.netns.run(|| adopted.detach()).unwrap();
     assert!(lab.netns.output("ping -c 1 -W 5 127.0.0.1").status.success(), "the device stays closed");
+}
+
+#[test]
+fn kill_9_in_a_mount_namespace_of_its_own_leaves_the_policy_in_force() {
+    let lab = Lab::new();
+    let attached_how = run_and_kill_a_daemon(&lab, Mounts::Own);
+    // Its pins, and the maps for the next daemon, are gone; a link would be gone with them.
+    assert!(!lab.dir().exists());
+    assert!(!lab.netns.output("ping -c 1 -W 1 127.0.0.1").status.success(), "the device is open");
+    assert_eq!(attached(&lab), 2);
+    assert!(attached_how.contains("Clsact") && attached_how.contains("ip netns exec"), "{attached_how}");
+    // A daemon that runs where it should takes over, and nothing of the old policy is left.
+    let next = lab.open_with(&Options::default());
+    assert_eq!(*next.origin(), Origin::Created);
+    assert_eq!(*next.pins(), Pins::Lasting);
+    assert_eq!(attached(&lab), 2, "the old filters are still there");
+    assert!(lab.netns.run(|| next.is_attached()).unwrap());
+    lab.netns.run(|| next.detach()).unwrap();
+    assert!(lab.netns.output("ping -c 1 -W 5 127.0.0.1").status.success(), "the device stays closed");
+}
+
+#[test]
+fn copies_of_the_hosts_mounts_are_as_good_as_the_hosts() {
+    let lab = Lab::new();
+    let attached_how = run_and_kill_a_daemon(&lab, Mounts::Copied);
+    assert!(attached_how.contains("Lasting"), "{attached_how}");
+    assert_eq!(attached(&lab), 2);
+    let adopted = lab.open_with(&Options::default());
+    assert_eq!(*adopted.origin(), Origin::Adopted);
+    assert_eq!(adopted.generation().unwrap(), Some(9));
+}
+
+#[test]
+fn what_is_pinned_for_another_namespace_is_neither_taken_nor_removed() {
+    let lab = Lab::new();
+    let mut first = lab.open();
+    first.install(&some_image(5)).unwrap();
+    if first.attachment() == Attachment::Clsact {
+        // Filters have no pins to mistake.
+        return;
+    }
+    // The interface has the same name and even the same index.
+    let other = Netns::new();
+    let refused = other.run(|| Acl::open_or_create("lo", lab.dir(), &for_test_run())).unwrap_err();
+    assert!(matches!(refused, AclError::PinInUse { holder: 1, .. }), "{refused}");
+    other.run(|| Acl::remove("lo", lab.dir())).unwrap();
+    assert!(lab.netns.run(|| first.is_attached()).unwrap());
+    drop(first);
+    assert_eq!(attached(&lab), 2);
+    assert_eq!(lab.open().generation().unwrap(), Some(5));
+}
+
+/// Detaches one program as somebody who does not know what he does would.
+fn detach_by_hand(lab: &Lab, attachment: Attachment) {
+    match attachment {
+        Attachment::Tcx => {
+            let link: PinnedLink = PinnedLink::from_pin(lab.dir().join("lo/egress")).unwrap();
+            let fd = link.unpin().unwrap();
+            drop(fd);
+        }
+        Attachment::Clsact => drop(lab.netns.command("tc filter del dev lo egress")),
+    }
+}
+
+#[test]
+fn a_program_that_is_detached_by_hand_is_missed_and_attached_again() {
+    for attach in [Attach::Auto, Attach::Clsact] {
+        let lab = Lab::new();
+        let options = Options { attach, ..for_test_run() };
+        let mut acl = lab.open_with(&options);
+        acl.install(&some_image(5)).unwrap();
+        let is_attached = |acl: &Acl| lab.netns.run(|| acl.is_attached()).unwrap();
+        assert!(is_attached(&acl));
+        detach_by_hand(&lab, acl.attachment());
+        eventually("the program is gone", || !is_attached(&acl));
+        assert_eq!(attached(&lab), 1);
+        drop(acl);
+        let again = lab.open_with(&options);
+        assert!(is_attached(&again));
+        assert_eq!(*again.origin(), Origin::Adopted);
+        assert_eq!((again.generation().unwrap(), attached(&lab)), (Some(5), 2));
+    }
 }
 
 #[test]
