@@ -50,6 +50,41 @@ fn links_are_found_marked_resized_and_deleted() {
 }
 
 #[test]
+fn an_interface_can_be_kept_from_making_link_local_addresses() {
+    let (here, _there) = with_uplink();
+    for (name, silent) in [("tun1", true), ("tun2", false)] {
+        // A device that is up only with somebody behind it: a bridge has its carrier from its port.
+        here.ip(&format!("link add {name} type bridge"));
+        here.ip(&format!("link add {name}a type veth peer name {name}b"));
+        here.ip(&format!("link set {name}a master {name} up"));
+        here.ip(&format!("link set {name}b up"));
+        here.run(|| {
+            let netlink = Netlink::open().unwrap();
+            let link = netlink.existing_link(&name.parse().unwrap()).unwrap();
+            if silent {
+                netlink.make_no_link_local(&link).unwrap();
+            }
+            netlink.set_up(&link).unwrap();
+        });
+    }
+    let has_one = |name: &str| here.ip(&format!("-6 address show dev {name}")).contains("fe80::");
+    eventually("the other one has made its address", || has_one("tun2"));
+    assert!(!has_one("tun1"), "{}", here.ip("-6 address show dev tun1"));
+}
+
+#[test]
+fn without_ipv6_there_is_no_link_local_address_to_keep_from() {
+    let (here, _there) = with_uplink();
+    here.command("sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1");
+    // IPv6 leaves an interface whose packets are too small for it.
+    here.ip("link set eth0 mtu 1200");
+    here.run(|| {
+        let netlink = Netlink::open().unwrap();
+        netlink.make_no_link_local(&netlink.existing_link(&"eth0".parse().unwrap()).unwrap()).unwrap();
+    });
+}
+
+#[test]
 fn a_refusal_says_what_failed_on_what_and_why() {
     let (here, _there) = with_uplink();
     let error = here.run(|| {

@@ -130,6 +130,21 @@ fn request(
         .map_err(|error| Error::Exchange { action: action(), reason: error.to_string() })
 }
 
+/// Address family of [`nested`] attributes of IPv6 (socket.h).
+const AF_INET6: u16 = 10;
+/// linux/if_link.h.
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+
+/// An attribute whose type is not one of the library's, with its padding.
+fn nested(kind: u16, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + payload.len()).unwrap_or(u16::MAX);
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(payload);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
 fn terminated(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.push(0);
@@ -183,6 +198,20 @@ impl Netlink {
         let list = attributes([attribute(Ifla::Ifalias, OWNER_ALIAS.as_bytes())]);
         let message = self.setting(link, list, action)?;
         self.change(Rtm::Setlink, NlmF::empty(), message, action)
+    }
+
+    /// Has the kernel make no link-local address of its own for an interface (IFLA_INET6_ADDR_GEN_MODE none): a mesh
+    /// carries none, and with one come router solicitations and multicast reports. For before it is first brought up.
+    /// Where IPv6 is switched off there is nothing to do.
+    pub fn make_no_link_local(&self, link: &Link) -> Result<(), Error> {
+        let action = || format!("keep interface {} from making link-local addresses", link.name);
+        let mode = nested(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+        let list = attributes([attribute(Ifla::AfSpec, &nested(AF_INET6, &mode))]);
+        let message = self.setting(link, list, action)?;
+        match self.change(Rtm::Setlink, NlmF::empty(), message, action) {
+            Err(error) if error.errno() == Some(libc::EAFNOSUPPORT) => Ok(()),
+            other => other,
+        }
     }
 
     /// Sets the MTU; nothing happens if it is so already.

@@ -250,7 +250,8 @@ fn create(options: &Options, netlink: &Netlink) -> Result<Engine, Error> {
         match netlink.create_wireguard_link(&options.name) {
             Ok(()) => {
                 let link = netlink.existing_link(&options.name)?;
-                if let Err(error) = netlink.mark_ours(&link) {
+                let marked = netlink.make_no_link_local(&link).and_then(|()| netlink.mark_ours(&link));
+                if let Err(error) = marked {
                     // Left unmarked it would be refused the next time.
                     netlink.delete_link(&link)?;
                     return Err(error.into());

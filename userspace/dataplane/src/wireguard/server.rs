@@ -98,6 +98,7 @@ async fn serve(name: &LinkName, socket: &Path, netlink: &Netlink) -> Result<(), 
     let mut monitor = Monitor::open()?;
     let mut tunnel = Tunnel::open(name).await?;
     let link = netlink.existing_link(name)?;
+    netlink.make_no_link_local(&link)?;
     netlink.mark_ours(&link)?;
     let listener = listen(socket)?;
     let (jobs, mut inbox) = mpsc::channel(MAX_CONVERSATIONS);
