@@ -64,7 +64,8 @@ fn judge<F: Addressed>(context: *mut __sk_buff, direction: u32, offset: u32, dst
         Err(Error::Unsupported) => return Code::drop(Reason::UnrelatedIcmpError),
     };
     let refused = Code::drop(Reason::UnrelatedIcmpError);
-    if quoted.src != dst {
+    // An IPv4-mapped address in a quoted IPv6 packet would be looked up as the IPv4 peer.
+    if quoted.src != dst || !F::is_carried(quoted.src) || !F::is_carried(quoted.dst) {
         return refused;
     }
     // On ingress the quoted packet is ours, on egress it is theirs.

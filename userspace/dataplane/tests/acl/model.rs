@@ -313,7 +313,7 @@ fn icmp_error(
         Err(Error::Malformed) => return Err(Reason::Malformed),
         Err(Error::Unsupported) => return unrelated,
     };
-    if quote.src != dst {
+    if quote.src != dst || !is_carried(quote.src) || !is_carried(quote.dst) {
         return unrelated;
     }
     let (src_port, dst_port) = quote.ports;
