@@ -248,6 +248,37 @@ fn daemon_in_a_mount_namespace_of_its_own_says_so_and_leaves_nothing_open() -> R
 }
 
 #[test]
+fn programs_and_device_that_are_removed_by_hand_come_back_with_a_warning() -> Result<()> {
+    let (mesh, _servers) = three()?;
+    let (server, intern) = (mesh.node("server")?, mesh.node("intern")?);
+    let netns = &server.host.netns;
+    for side in ["ingress", "egress"] {
+        let pin = server.bpf_dir().join("gw0").join(side);
+        if pin.exists() {
+            check_in(netns, "bpftool", &["link", "detach", "pinned", &pin.to_string_lossy()])?;
+        } else {
+            check_in(netns, "tc", &["filter", "del", "dev", "gw0", side])?;
+        }
+        let nth = if side == "ingress" { "detached" } else { "2 times" };
+        until("the daemon to notice", patience(10), || {
+            ensure!(problems(server)?.contains(nth), "{}", problems(server)?);
+            Ok(())
+        })?;
+        ensure!(refused(intern, server.at(DATABASE)), "the device is open");
+        tcp_probe(&intern.host.netns, server.at(WEB), patience(5))?;
+    }
+    ensure!(server.log().contains("somebody detached the policy's programs from gw0"), "{}", server.log());
+    netns.ip(&["link", "delete", "gw0"])?;
+    until("the server to be back", patience(30), || {
+        tcp_probe(&intern.host.netns, server.at(WEB), patience(3)).map(drop)
+    })
+    .with_context(|| logs(&mesh))?;
+    ensure!(problems(server)?.contains("deleted interface gw0"), "{}", problems(server)?);
+    ensure!(refused(intern, server.at(DATABASE)), "the device is open");
+    Ok(())
+}
+
+#[test]
 fn deleted_node_is_cut_off_from_everyone() -> Result<()> {
     let (mesh, _servers) = three()?;
     let (server, intern) = (mesh.node("server")?, mesh.node("intern")?);

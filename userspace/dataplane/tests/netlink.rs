@@ -199,10 +199,18 @@ fn changes_are_reported_as_they_happen() {
             netlink.replace_route(&Route::through(&link, "10.6.0.0/24".parse().unwrap())).unwrap();
             netlink.set_mtu(&link, 1300).unwrap();
             netlink.remove_address(&link, net).unwrap();
+            here.command("tc qdisc add dev eth0 clsact");
+            here.command("tc qdisc del dev eth0 clsact");
             let mut wanted: Vec<(&str, Expected)> = vec![
                 ("address", Box::new(move |c| matches!(c, Change::Address(a) if a.net == net))),
                 ("route", Box::new(|c| matches!(c, Change::Route(r) if r.is_ours()))),
                 ("link", Box::new(|c| matches!(c, Change::Link(l) if l.mtu == 1300))),
+                (
+                    "filters gone",
+                    Box::new(
+                        move |c| matches!(c, Change::FilterGone { interface } if *interface == link.index),
+                    ),
+                ),
                 ("address gone", Box::new(move |c| matches!(c, Change::AddressGone(a) if a.net == net))),
             ];
             while !wanted.is_empty() {

@@ -2,8 +2,10 @@
 //! they say. No step of the loop waits for the network, the disk or the kernel.
 
 mod acl;
+mod inspection;
 mod requests;
 mod status;
+mod surroundings;
 mod up;
 
 use std::collections::BTreeMap;
@@ -14,11 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use ghostwire_dataplane::acl::{Event, Events};
-use ghostwire_dataplane::netlink::{Monitor, Netlink, Rank};
-use ghostwire_proto::address::NodeEndpoint;
+use ghostwire_dataplane::netlink::{Change, Monitor, Netlink};
 use ghostwire_proto::join_key::Address;
 use ghostwire_proto::keys::{Fingerprint, NodeKey};
-use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
@@ -26,17 +26,18 @@ pub use acl::directions;
 pub use requests::{AclDraft, Answer, PingTarget, Request, RequestError};
 pub use status::Draft;
 
+use self::inspection::Inspections;
 use crate::coordinator::{Contact, Stream, StreamEvent, run_stream};
+use crate::local;
 use crate::naming::Generations;
 use crate::path::{Observation, PeerPath, Surroundings};
-use crate::plane::kernel::{Kernel, KernelOptions, Observed};
+use crate::plane::kernel::{Inspection, Kernel, KernelOptions, Observed};
 use crate::plane::reconcile::{FirstEndpoints, reconcile};
 use crate::plane::worker::Worker;
 use crate::plane::{Device, Machinery as _, PlaneError, PresentPeer};
 use crate::session::map::NetworkMap;
 use crate::session::{Desired, Input, Output, Report, Session};
 use crate::store::{Identity, Settings, Store, StoreError};
-use crate::{local, pb};
 
 /// How often WireGuard is asked while a peer is being looked for.
 const WATCHFUL: Duration = Duration::from_secs(1);
@@ -64,6 +65,7 @@ enum Happening {
     TornDown(Result<(), PlaneError>),
     Saved(Result<(), StoreError>),
     Observed(Vec<PresentPeer>),
+    Inspected(Result<Inspection, PlaneError>),
     Enrolled(Box<up::Enrolled>),
     Events(Events),
 }
@@ -84,6 +86,7 @@ pub struct Daemon {
     around: Surroundings,
     device: Option<Device>,
     last_observed: Vec<PresentPeer>,
+    inspections: Inspections,
     adopted: bool,
     generations: Generations,
     events: Option<Events>,
@@ -157,6 +160,7 @@ impl Daemon {
             around: Surroundings::default(),
             device: None,
             last_observed: Vec::new(),
+            inspections: Inspections::new(Instant::now()),
             adopted: false,
             generations: Generations::default(),
             events: None,
@@ -207,7 +211,12 @@ impl Daemon {
                 Some(happening) = inbox.happenings.recv() => self.on_happening(happening),
                 event = next_event(&mut self.events) => self.on_acl_event(event),
                 change = monitor.next() => match change {
-                    Ok(_) => { links_settle.get_or_insert_with(|| Instant::now() + SETTLE); }
+                    Ok(change) => {
+                        self.inspect_after(&change);
+                        if !matches!(change, Change::FilterGone { .. }) {
+                            links_settle.get_or_insert_with(|| Instant::now() + SETTLE);
+                        }
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "cannot follow changes of network interfaces; opening anew");
                         tokio::time::sleep(SETTLE).await;
@@ -228,6 +237,7 @@ impl Daemon {
                 observed_at = now;
                 self.ask_observation();
             }
+            self.inspect_if_due(now);
             self.tick_paths(now);
             if self.session.poll_timeout().is_some_and(|at| at <= now) {
                 self.input(Input::Tick);
@@ -243,7 +253,7 @@ impl Daemon {
     fn next_timeout(&self, links_settle: Option<Instant>, observe_at: Instant) -> Instant {
         let paths = self.paths.values().filter_map(|(_, path)| path.poll_timeout());
         let ups = self.ups.iter().map(up::Waiting::deadline);
-        [links_settle, self.session.poll_timeout()]
+        [links_settle, self.session.poll_timeout(), self.next_inspection()]
             .into_iter()
             .flatten()
             .chain(paths)
@@ -336,6 +346,7 @@ impl Daemon {
         self.events_asked = false;
         self.device = None;
         self.last_observed.clear();
+        self.inspections = Inspections::new(Instant::now());
         let job = self.worker.run(Kernel::tear_down);
         let happenings = self.happenings.clone();
         tokio::spawn(async move {
@@ -388,6 +399,7 @@ impl Daemon {
                 self.input(Input::NotSaved { why: error.to_string() });
             }
             Happening::Observed(peers) => self.on_observed(peers),
+            Happening::Inspected(inspection) => self.on_inspected(inspection),
             Happening::Enrolled(enrolled) => self.on_enrolled(*enrolled),
             Happening::Events(events) => self.events = Some(events),
         }
@@ -478,77 +490,12 @@ impl Daemon {
         });
     }
 
-    /// What our own links are, and what we tell others about them.
-    fn look_around(&mut self) {
-        match self.netlink.local_endpoints().and_then(|ends| Ok((ends, self.netlink.addresses()?))) {
-            Ok((ends, addresses)) => {
-                let ours = |index| ends.iter().any(|end| end.index == index && end.rank != Rank::Internal);
-                let mut networks: Vec<IpNet> = addresses
-                    .iter()
-                    .filter(|address| ours(address.index))
-                    .map(|address| address.net)
-                    .collect();
-                networks.sort();
-                let changed = self.around.networks != networks;
-                self.around.networks = networks;
-                self.note("links", None);
-                self.refresh_about();
-                if let Some(map) = self.session.map().cloned().filter(|_| changed && self.session.is_up()) {
-                    let now = Instant::now();
-                    let first = self.update_paths(now, &map);
-                    for (id, endpoint) in first {
-                        if let Some((key, _)) = self.paths.get(&id) {
-                            self.set_endpoint(*key, endpoint);
-                        }
-                    }
-                }
-            }
-            Err(error) => self.note("links", Some(PlaneError::of(&error).0)),
-        }
-    }
-
     fn set_endpoint(&self, key: NodeKey, endpoint: SocketAddr) {
         drop(self.worker.run(move |kernel| {
             if let Err(error) = kernel.set_endpoint(key, endpoint) {
                 tracing::warn!(%error, peer = %key, "cannot change an endpoint");
             }
         }));
-    }
-
-    fn about(&self) -> pb::NodeUpdate {
-        let port = self.device.as_ref().map_or(self.config.kernel.listen_port, |device| device.listen_port);
-        let found = self.netlink.local_endpoints().unwrap_or_default();
-        let fixed = self
-            .settings
-            .static_endpoints
-            .iter()
-            .map(|address| NodeEndpoint { address: *address, fixed: true });
-        let found = found
-            .iter()
-            .filter(|end| end.rank != Rank::Internal && port != 0)
-            .map(|end| NodeEndpoint { address: SocketAddr::new(end.address, port), fixed: false });
-        pb::NodeUpdate {
-            endpoints: fixed.chain(found).map(pb::Endpoint::from).collect(),
-            advertised_routes: self
-                .settings
-                .advertise_routes
-                .iter()
-                .map(|net| pb::Prefix::from(*net))
-                .collect(),
-            hostname: self.hostname(),
-        }
-    }
-
-    fn refresh_about(&mut self) {
-        let about = self.about();
-        self.input(Input::About(Box::new(about)));
-    }
-
-    fn hostname(&self) -> String {
-        if !self.settings.hostname.is_empty() {
-            return self.settings.hostname.clone();
-        }
-        nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     fn refresh_contact(&mut self) -> anyhow::Result<()> {

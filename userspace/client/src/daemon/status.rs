@@ -39,6 +39,7 @@ impl Daemon {
         let wanted = map.and_then(|map| map.filter.as_ref()).map_or(0, |filter| filter.generation);
         let mut problems = self.session.problems();
         problems.extend(self.troubles.values().cloned());
+        problems.extend(self.inspections.told(Instant::now()));
         let coordinator = match (self.session.coordinator(), &self.identity.membership) {
             ("", Some(membership)) => membership.coordinators.join(", "),
             (known, _) => known.to_owned(),

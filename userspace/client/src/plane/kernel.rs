@@ -49,6 +49,17 @@ pub struct Observed {
     pub image_words: usize,
 }
 
+/// What an inspection found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inspection {
+    /// Nothing to object to, or nothing is set up yet.
+    Sound,
+    /// Something was not as we left it, and is again. In words for the user.
+    Mended(String),
+    /// Something is not as we left it, and it takes a whole comparison to mend it. In words for the user.
+    Broken(String),
+}
+
 /// The machine that we run on.
 #[derive(Debug)]
 pub struct Kernel {
@@ -61,6 +72,8 @@ pub struct Kernel {
     /// Index of the interface that the programs are attached to.
     attached_to: u32,
     in_force: Option<WantedImage>,
+    /// What a comparison found and mended, for the next inspection to tell.
+    mended: Option<String>,
 }
 
 impl Kernel {
@@ -76,6 +89,7 @@ impl Kernel {
             acl: None,
             attached_to: 0,
             in_force: None,
+            mended: None,
         })
     }
 
@@ -92,6 +106,60 @@ impl Kernel {
         }
         self.open_device()?;
         self.peers()
+    }
+
+    /// Looks whether somebody has taken the programs off the device, or the device away. Cheap: a few system calls.
+    pub fn inspect(&mut self) -> Inspection {
+        if let Some(mended) = self.mended.take() {
+            return Inspection::Mended(mended);
+        }
+        let name = &self.options.interface;
+        let Some(acl) = &mut self.acl else { return Inspection::Sound };
+        let link = match self.netlink.link(name) {
+            Ok(Some(link)) if link.index == self.attached_to => link,
+            Ok(_) => {
+                let deleted = self.deleted();
+                (self.device, self.acl) = (None, None);
+                return Inspection::Broken(deleted);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot look after the interface");
+                return Inspection::Sound;
+            }
+        };
+        // What cannot be asked is no proof that they are there.
+        if acl.is_attached().unwrap_or(false) {
+            return Inspection::Sound;
+        }
+        let Err(error) = acl.attach_again() else { return Inspection::Mended(self.detached()) };
+        let error = PlaneError::of(&error);
+        let closed = match self.netlink.set_down(&link) {
+            Ok(()) => {
+                // Nothing to look after until a comparison has made them anew.
+                self.acl = None;
+                "so the interface was taken down".to_owned()
+            }
+            Err(second) => format!("and taking the interface down failed: {}", PlaneError::of(&second)),
+        };
+        Inspection::Broken(format!(
+            "somebody detached the policy's programs from {}; they could not be attached again ({error}), {closed}",
+            self.options.interface
+        ))
+    }
+
+    fn deleted(&self) -> String {
+        format!(
+            "somebody deleted interface {}; until it was made again nothing passed",
+            self.options.interface
+        )
+    }
+
+    fn detached(&self) -> String {
+        format!(
+            "somebody detached the policy's programs from {}; they were attached again, but for about a second packets \
+             passed unchecked",
+            self.options.interface
+        )
     }
 
     /// Which hook the programs are attached to.
@@ -220,6 +288,7 @@ impl Machinery for Kernel {
         let gone = self.device.as_ref().is_some_and(|device| device.status().is_err());
         if gone {
             tracing::warn!(interface = %self.options.interface, "the WireGuard device is gone; making it again");
+            self.mended = Some(self.deleted());
             self.device = None;
         }
         if self.device.is_none() {
@@ -238,8 +307,13 @@ impl Machinery for Kernel {
 
     fn ensure_programs(&mut self) -> Result<(), PlaneError> {
         let index = self.link()?.index;
-        if self.acl.is_some() && self.attached_to == index {
-            return Ok(());
+        if let Some(acl) = &self.acl
+            && self.attached_to == index
+        {
+            if acl.is_attached().unwrap_or(false) {
+                return Ok(());
+            }
+            self.mended = Some(self.detached());
         }
         self.acl = None;
         let name = self.options.interface.to_string();
@@ -326,6 +400,7 @@ impl Machinery for Kernel {
 
     fn tear_down(&mut self) -> Result<(), PlaneError> {
         self.in_force = None;
+        self.mended = None;
         self.attached_to = 0;
         self.described = None;
         let name = self.options.interface.clone();

@@ -76,6 +76,8 @@ pub enum Input {
     Saved,
     /// What we tell about ourselves has changed.
     About(Box<pb::NodeUpdate>),
+    /// Somebody has changed the data plane behind our back.
+    Disturbed,
     /// Nothing happened, but a timer may be due.
     Tick,
 }
@@ -261,6 +263,7 @@ impl Session {
                 self.save = Saving { due: Some(now + LAZY_SAVE), under_way: false, trouble: Some(why) };
             }
             Input::About(about) => self.on_about(*about),
+            Input::Disturbed => self.apply.stale = true,
             Input::Tick => {}
         }
         self.on_time(now);

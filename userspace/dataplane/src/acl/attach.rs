@@ -62,14 +62,15 @@ const fn tcx_side(direction: Direction) -> u32 {
     }
 }
 
-/// Attaches both programs, replacing those of an earlier process atomically, however it had attached them.
+/// Attaches both programs, replacing those of an earlier process atomically, however it had attached them. Returns how,
+/// and the programs' numbers.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     interface: &str,
     dir: &Path,
     wanted: Attach,
     pins: &Pins,
-) -> Result<Attachment, AclError> {
+) -> Result<(Attachment, [u32; 2]), AclError> {
     let index = interface_index(interface)?;
     let tcx = wanted == Attach::Auto && *pins == Pins::Lasting && kernel::at_least(6, 6);
     if !tcx {
@@ -90,13 +91,15 @@ pub(super) fn attach(
         remove_links(Some(index), dir)?;
     }
     let attachment = if tcx { Attachment::Tcx } else { Attachment::Clsact };
-    for direction in DIRECTIONS {
-        let id = program(ebpf, direction)?.info()?.id();
-        if !is_attached(interface, attachment, direction, id)? {
-            return Err(link_error(interface, &"the kernel does not list the program after attaching it"));
-        }
+    let mut programs = [0; 2];
+    for (number, direction) in programs.iter_mut().zip(DIRECTIONS) {
+        *number = program(ebpf, direction)?.info()?.id();
     }
-    Ok(attachment)
+    if are_attached(interface, attachment, programs)? {
+        Ok((attachment, programs))
+    } else {
+        Err(link_error(interface, &"the kernel does not list the programs after attaching them"))
+    }
 }
 
 fn program(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, AclError> {
@@ -105,21 +108,25 @@ fn program(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier
     Ok(program.try_into()?)
 }
 
-/// Whether a program is where we attached it. No: somebody has detached it, or the interface is another one.
-pub(super) fn is_attached(
+/// Whether programs are where we attached them. No: somebody has detached one, or the interface is another one.
+pub(super) fn are_attached(
     interface: &str,
     attachment: Attachment,
-    direction: Direction,
-    program: u32,
+    programs: [u32; 2],
 ) -> Result<bool, AclError> {
     let Ok(index) = interface_index(interface) else { return Ok(false) };
-    match attachment {
-        Attachment::Tcx => Ok(kernel::tcx_programs(index, tcx_side(direction))?.contains(&program)),
-        Attachment::Clsact => {
-            let found = qdisc::filter_program(interface, index, direction, PRIORITY, HANDLE.into())?;
-            Ok(found == Some(program))
+    for (program, direction) in programs.into_iter().zip(DIRECTIONS) {
+        let found = match attachment {
+            Attachment::Tcx => kernel::tcx_programs(index, tcx_side(direction))?.contains(&program),
+            Attachment::Clsact => {
+                qdisc::filter_program(interface, index, direction, PRIORITY, HANDLE.into())? == Some(program)
+            }
+        };
+        if !found {
+            return Ok(false);
         }
     }
+    Ok(true)
 }
 
 fn interface_index(interface: &str) -> Result<u32, AclError> {

@@ -107,12 +107,17 @@ pub(super) fn folder_name(interface: &str) -> String {
 /// Creates the folder of an interface.
 pub(super) fn interface_dir(bpf_dir: &Path, interface: &str) -> Result<PathBuf, AclError> {
     let dir = bpf_dir.join(folder_name(interface));
-    fs::create_dir_all(&dir).map_err(|source| AclError::Pin {
-        action: "create the folder",
-        path: dir.clone(),
-        source,
-    })?;
+    create(&dir)?;
     Ok(dir)
+}
+
+/// Creates a folder, and those above it.
+pub(super) fn create(dir: &Path) -> Result<(), AclError> {
+    fs::create_dir_all(dir).map_err(|source| AclError::Pin {
+        action: "create the folder",
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 /// Folder of the maps, named by the layout that they have.

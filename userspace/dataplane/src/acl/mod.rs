@@ -5,6 +5,7 @@
 //!                └─ attach (tcx link or clsact filter: new, or replaced atomically)
 //! install ───────── image (mmapped inner map, swap of one slot) + nets (tries of the other slot)
 //! counters, drops_by_remote, connections, events ── what the programs tell
+//! is_attached, attach_again ── somebody may detach the programs
 //! detach ────────── every trace removed
 //! ```
 //!
@@ -90,6 +91,8 @@ pub struct Acl {
     dir: PathBuf,
     origin: Origin,
     attachment: Attachment,
+    /// Numbers of the programs of both directions.
+    programs: [u32; 2],
     pins: Pins,
     ebpf: Ebpf,
     images: image::Images,
@@ -116,11 +119,11 @@ impl Acl {
         attach::refuse_others(interface, &dir)?;
         let (mut ebpf, origin) = object::load(&dir, options)?;
         let pins = bpffs::pins(&dir);
-        let attachment = attach::attach(&mut ebpf, interface, &dir, options.attach, &pins)?;
+        let (attachment, programs) = attach::attach(&mut ebpf, interface, &dir, options.attach, &pins)?;
         let images = ArrayOfMaps::try_from(take(&mut ebpf, "IMAGE")?)?;
         let config = Array::try_from(take(&mut ebpf, "CONFIG")?)?;
         let interface = interface.to_owned();
-        let mut acl = Self { interface, dir, origin, attachment, pins, ebpf, images, config };
+        let mut acl = Self { interface, dir, origin, attachment, programs, pins, ebpf, images, config };
         if acl.origin != Origin::Adopted {
             acl.set_config(&Config::DEFAULT)?;
         }
@@ -144,15 +147,25 @@ impl Acl {
         &self.pins
     }
 
-    /// Whether the programs are where they were attached. Asks the calling thread's network namespace.
+    /// Whether the programs are where they were attached. Asks the calling thread's network namespace; a few system
+    /// calls.
     pub fn is_attached(&self) -> Result<bool, AclError> {
-        for direction in [Direction::Ingress, Direction::Egress] {
-            let program = self.program(direction)?.info()?.id();
-            if !attach::is_attached(&self.interface, self.attachment, direction, program)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        attach::are_attached(&self.interface, self.attachment, self.programs)
+    }
+
+    /// Attaches again what somebody has detached. What passed meanwhile was not judged; what passes from now on is,
+    /// whether it belongs to something that began meanwhile or not.
+    pub fn attach_again(&mut self) -> Result<(), AclError> {
+        let wanted = match self.attachment {
+            Attachment::Tcx => Attach::Auto,
+            Attachment::Clsact => Attach::Clsact,
+        };
+        // The folder may be gone with the pins.
+        bpffs::ensure_mounted(&self.dir)?;
+        bpffs::create(&self.dir)?;
+        (self.attachment, self.programs) =
+            attach::attach(&mut self.ebpf, &self.interface, &self.dir, wanted, &self.pins)?;
+        Ok(())
     }
 
     /// The knobs in force.

@@ -1,6 +1,5 @@
 //! The embedded object: loaded, with the maps of an earlier process where they fit.
 
-use std::fs;
 use std::path::Path;
 
 use aya::programs::SchedClassifier;
@@ -35,11 +34,7 @@ pub(super) fn load(dir: &Path, options: &Options) -> Result<(Ebpf, Origin), AclE
             tracing::warn!(dir = %dir.display(), reason, "replacing eBPF maps: everything is dropped until a policy is installed");
         }
         bpffs::remove_maps(dir)?;
-        fs::create_dir_all(&map_dir).map_err(|source| AclError::Pin {
-            action: "create the folder",
-            path: map_dir.clone(),
-            source,
-        })?;
+        bpffs::create(&map_dir)?;
     }
     let mut loader = EbpfLoader::new();
     loader.override_global("L3_OFFSET", &options.l3_offset, true);

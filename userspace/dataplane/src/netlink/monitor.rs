@@ -1,4 +1,4 @@
-//! What others change: links, addresses and routes, as it happens.
+//! What others change: links, addresses, routes and packet filters, as it happens.
 
 use std::{collections::VecDeque, io::Cursor};
 
@@ -12,7 +12,10 @@ use neli::{
     utils::Groups,
 };
 
-use super::{Address, Error, Link, Route, connection::io_error};
+use super::{
+    Address, Error, Link, Route,
+    connection::{io_error, number},
+};
 
 /// One change to the namespace's network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +32,11 @@ pub enum Change {
     Route(Route),
     /// A route of the main table went away.
     RouteGone(Route),
+    /// An interface lost a clsact filter, or a qdisc with all its filters. Links of programs (tcx) go unannounced.
+    FilterGone {
+        /// Index of the interface.
+        interface: u32,
+    },
     /// The kernel had more to tell than the socket holds: list everything anew.
     Lost,
 }
@@ -89,6 +97,7 @@ fn subscribe() -> Result<NlSocketHandle, Error> {
         libc::RTNLGRP_IPV6_IFADDR,
         libc::RTNLGRP_IPV4_ROUTE,
         libc::RTNLGRP_IPV6_ROUTE,
+        libc::RTNLGRP_TC,
     ]);
     NlSocketHandle::connect(NlFamily::Route, None, groups).map_err(|error| Error::Open(io_error(error)))
 }
@@ -113,6 +122,10 @@ fn parse(kind: Rtm, payload: &[u8]) -> Option<Change> {
             let route = Route::from_message(&message)?;
             Some(if kind == Rtm::Newroute { Change::Route(route) } else { Change::RouteGone(route) })
         }
+        // `struct tcmsg` of linux/rtnetlink.h: the family and padding, then the interface.
+        Rtm::Deltfilter | Rtm::Delqdisc => {
+            Some(Change::FilterGone { interface: number(payload.get(4..8)?)? })
+        }
         _ => None,
     }
 }
@@ -125,7 +138,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parsing_is_total(kind in 16_u16..32, bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+        fn parsing_is_total(kind in 16_u16..48, bytes in prop::collection::vec(any::<u8>(), 0..256)) {
             drop(parse(Rtm::from(kind), &bytes));
         }
     }

@@ -233,9 +233,8 @@ fn what_is_pinned_for_another_namespace_is_neither_taken_nor_removed() {
 fn detach_by_hand(lab: &Lab, attachment: Attachment) {
     match attachment {
         Attachment::Tcx => {
-            let link: PinnedLink = PinnedLink::from_pin(lab.dir().join("lo/egress")).unwrap();
-            let fd = link.unpin().unwrap();
-            drop(fd);
+            let link = PinnedLink::from_pin(lab.dir().join("lo/egress")).unwrap();
+            drop(link.unpin().unwrap());
         }
         Attachment::Clsact => drop(lab.netns.command("tc filter del dev lo egress")),
     }
@@ -250,14 +249,39 @@ fn a_program_that_is_detached_by_hand_is_missed_and_attached_again() {
         acl.install(&some_image(5)).unwrap();
         let is_attached = |acl: &Acl| lab.netns.run(|| acl.is_attached()).unwrap();
         assert!(is_attached(&acl));
+        assert!(!Netns::new().run(|| acl.is_attached()).unwrap(), "another namespace has another lo");
+        for _ in 0..2 {
+            detach_by_hand(&lab, acl.attachment());
+            eventually("the program is gone", || !is_attached(&acl));
+            assert_eq!(attached(&lab), 1);
+            lab.netns.run(|| acl.attach_again()).unwrap();
+            assert!(is_attached(&acl));
+            assert_eq!(attached(&lab), 2);
+        }
+        // By another daemon as well.
         detach_by_hand(&lab, acl.attachment());
-        eventually("the program is gone", || !is_attached(&acl));
-        assert_eq!(attached(&lab), 1);
         drop(acl);
         let again = lab.open_with(&options);
         assert!(is_attached(&again));
         assert_eq!(*again.origin(), Origin::Adopted);
         assert_eq!((again.generation().unwrap(), attached(&lab)), (Some(5), 2));
+    }
+}
+
+#[test]
+fn pins_and_qdisc_that_are_removed_by_hand_are_made_again() {
+    for attach in [Attach::Auto, Attach::Clsact] {
+        let lab = Lab::new();
+        let mut acl = lab.open_with(&Options { attach, ..for_test_run() });
+        acl.install(&some_image(5)).unwrap();
+        std::fs::remove_dir_all(lab.dir()).unwrap();
+        if acl.attachment() == Attachment::Clsact {
+            lab.netns.command("tc qdisc del dev lo clsact");
+        }
+        eventually("the programs are gone", || attached(&lab) == 0);
+        lab.netns.run(|| acl.attach_again()).unwrap();
+        assert_eq!(attached(&lab), 2);
+        assert_eq!(acl.generation().unwrap(), Some(5), "the maps are held by who uses them");
     }
 }
 
