@@ -1,8 +1,9 @@
 //! Builds the eBPF programs from source and leaves the object where the crate embeds it.
 //!
 //! Two routes, because the BPF target's `core` comes in two forms: a rustup nightly with the `rust-src`
-//! component builds it (`-Zbuild-std=core`); Debian's `rustc-web` packages bring it prebuilt. Either way
-//! `bpf-linker` links, with BTF. Nothing is downloaded but the crates named in `ebpf/programs/Cargo.lock`.
+//! component builds it (`-Zbuild-std=core`), if `bpf-linker` can read what it compiles; Debian's `rustc-web`
+//! packages bring it prebuilt. Either way `bpf-linker` links, with BTF. Nothing is downloaded but the crates named in
+//! `ebpf/programs/Cargo.lock`.
 
 use std::env;
 use std::ffi::OsString;
@@ -150,12 +151,17 @@ fn toolchain() -> Result<Toolchain, String> {
     if cargo.is_file() && rustc.is_file() && has_prebuilt_core(&rustc) {
         return Ok(Toolchain { cargo, rustc, build_std: false });
     }
-    Err("no compiler for BPF found: neither a rustup nightly with the rust-src component nor Debian's \
-         rustc-web with libstd-rust-web-dev-bpf. Run `cargo xtask setup`."
-        .to_owned())
+    Err(format!(
+        "no compiler for BPF found: neither a rustup nightly with the rust-src component and LLVM {LINKER_LLVM} or older \
+         nor Debian's rustc-web with libstd-rust-web-dev-bpf. Run `cargo xtask setup`."
+    ))
 }
 
-/// A rustup toolchain that can build `core` itself.
+/// The LLVM that bpf-linker is built with (`cargo xtask setup` does that). It reads bitcode of its own version and of
+/// older ones, not of newer.
+const LINKER_LLVM: u32 = 22;
+
+/// A rustup toolchain that can build `core` itself, and whose bitcode bpf-linker can read; the newest of them.
 fn nightly_with_source() -> Option<PathBuf> {
     let rustup = env::var_os("RUSTUP_HOME")
         .map(PathBuf::from)
@@ -168,7 +174,29 @@ fn nightly_with_source() -> Option<PathBuf> {
         .filter(|path| path.join("bin/cargo").is_file())
         .collect();
     toolchains.sort();
-    toolchains.pop()
+    while let Some(toolchain) = toolchains.pop() {
+        match llvm_of(&toolchain.join("bin/rustc")) {
+            Some(version) if version <= LINKER_LLVM => return Some(toolchain),
+            found => {
+                let found =
+                    found.map_or_else(|| "an unknown LLVM".to_owned(), |version| format!("LLVM {version}"));
+                println!(
+                    "cargo::warning={} is not used for the eBPF programs: it has {found}, and bpf-linker can read up to \
+                     LLVM {LINKER_LLVM}",
+                    toolchain.display()
+                );
+            }
+        }
+    }
+    None
+}
+
+/// Major version of a compiler's LLVM.
+fn llvm_of(rustc: &Path) -> Option<u32> {
+    let output = Command::new(rustc).args(["--version", "--verbose"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let version = text.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
+    version.split('.').next()?.trim().parse().ok()
 }
 
 fn has_prebuilt_core(rustc: &Path) -> bool {
