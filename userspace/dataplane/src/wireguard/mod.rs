@@ -17,6 +17,7 @@ mod device;
 mod kernel;
 mod key;
 mod model;
+mod portions;
 mod process;
 mod server;
 mod sockets;

@@ -175,7 +175,10 @@ pub fn difference(current: &DeviceStatus, device: &DeviceConfig, peers: &[PeerCo
     let mut wanted: BTreeMap<PublicKey, &PeerConfig> =
         peers.iter().map(|peer| (peer.public_key, peer)).collect();
     wanted.remove(&own);
-    let owners = owners(peers, &wanted);
+    let owned = owned(peers, &wanted);
+    let known: BTreeMap<PublicKey, &PeerStatus> =
+        current.peers.iter().map(|peer| (peer.public_key, peer)).collect();
+    let nothing = BTreeSet::new();
 
     let mut changes: Vec<PeerUpdate> = current
         .peers
@@ -184,9 +187,8 @@ pub fn difference(current: &DeviceStatus, device: &DeviceConfig, peers: &[PeerCo
         .map(|peer| PeerUpdate::removal(peer.public_key))
         .collect();
     changes.extend(wanted.values().filter_map(|peer| {
-        let allowed: BTreeSet<IpNet> =
-            owners.iter().filter(|(_, owner)| **owner == peer.public_key).map(|(net, _)| *net).collect();
-        peer_difference(current.peer(&peer.public_key), peer, &allowed)
+        let allowed = owned.get(&peer.public_key).unwrap_or(&nothing);
+        peer_difference(known.get(&peer.public_key).copied(), peer, allowed)
     }));
 
     Update {
@@ -201,13 +203,21 @@ pub fn difference(current: &DeviceStatus, device: &DeviceConfig, peers: &[PeerCo
     }
 }
 
-/// Who owns each address in the end: the last peer that claims it.
-fn owners(peers: &[PeerConfig], wanted: &BTreeMap<PublicKey, &PeerConfig>) -> BTreeMap<IpNet, PublicKey> {
-    peers
+/// What each peer owns in the end: an address goes to the last one that claims it.
+fn owned(
+    peers: &[PeerConfig],
+    wanted: &BTreeMap<PublicKey, &PeerConfig>,
+) -> BTreeMap<PublicKey, BTreeSet<IpNet>> {
+    let owners: BTreeMap<IpNet, PublicKey> = peers
         .iter()
         .filter(|peer| wanted.get(&peer.public_key).is_some_and(|last| std::ptr::eq(*last, *peer)))
         .flat_map(|peer| peer.allowed_ips.iter().map(|net| (net.trunc(), peer.public_key)))
-        .collect()
+        .collect();
+    let mut owned: BTreeMap<PublicKey, BTreeSet<IpNet>> = BTreeMap::new();
+    for (net, owner) in owners {
+        owned.entry(owner).or_default().insert(net);
+    }
+    owned
 }
 
 fn peer_difference(

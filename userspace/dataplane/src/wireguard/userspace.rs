@@ -15,6 +15,7 @@ use std::{
 
 use super::{
     DeviceStatus, Error, Update,
+    portions::portions,
     process::{pidfd_open, pidfd_signal, pidfd_wait},
     uapi::{self, Framer},
 };
@@ -24,8 +25,8 @@ use crate::netlink::LinkName;
 /// `PROGRAM userspace-wireguard NAME --uapi-dir DIR`.
 pub const SUBCOMMAND: &str = "userspace-wireguard";
 
-/// How long a userspace process may take to answer: milliseconds as a rule, but its engine takes time
-/// that grows with the square of the number of peers removed at once, and emulated machines are slow.
+/// How long a userspace process may take to answer: milliseconds as a rule, also for a portion of a large change, but
+/// emulated machines are slow.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a userspace process may take to become ready. Generous: emulated machines are slow.
@@ -179,14 +180,17 @@ impl UserspaceDevice {
         Ok(self.ask(&mut self.connect()?, uapi::get_request())?.status)
     }
 
-    /// Makes exactly this change.
+    /// Makes exactly this change, a large one in portions. On an error those before it have been made.
     pub fn change(&self, update: &Update) -> Result<(), Error> {
-        let answer = self.ask(&mut self.connect()?, &uapi::set_request(update))?;
-        if answer.errno == 0 {
-            return Ok(());
+        let mut stream = self.connect()?;
+        for portion in portions(update) {
+            let answer = self.ask(&mut stream, &uapi::set_request(&portion))?;
+            if answer.errno != 0 {
+                let source = io::Error::from_raw_os_error(answer.errno.saturating_abs());
+                return Err(Error::Refused { name: self.name.clone(), source });
+            }
         }
-        let source = io::Error::from_raw_os_error(answer.errno.saturating_abs());
-        Err(Error::Refused { name: self.name.clone(), source })
+        Ok(())
     }
 
     /// Process id of the process that serves it, as seen from the caller's process namespace.
