@@ -71,12 +71,10 @@ mod tests {
                 peers.remove(&change.public_key);
                 continue;
             }
-            if !peers.contains_key(&change.public_key) {
-                if change.update_only {
-                    continue;
-                }
-                peers.insert(change.public_key, Vec::new());
+            if change.update_only && !peers.contains_key(&change.public_key) {
+                continue;
             }
+            peers.entry(change.public_key).or_default();
             let moved: BTreeSet<&IpNet> = change.allowed_ips.iter().collect();
             for (owner, nets) in &mut *peers {
                 let replaced = *owner == change.public_key && change.replace_allowed_ips;
