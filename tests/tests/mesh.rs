@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ghostwire_tests::mesh::{Mesh, Mounts, Node, Owner, json};
 use ghostwire_tests::process::{check_in, run_in, tail};
 use ghostwire_tests::traffic::{Conversation, EchoServer, NumberedStream, tcp_probe, udp_probe};
@@ -126,7 +126,10 @@ fn revoked_permission_cuts_live_tcp_and_udp_and_spares_the_rest() -> Result<()> 
     // Given back, the established connection goes on where it was.
     mesh.set_policy(POLICY)?;
     mesh.wait_enforced()?;
-    ensure!(tcp.progresses_within(patience(30)), "the connection did not recover");
+    if !tcp.progresses_within(patience(30)) {
+        tcp.stop().with_context(|| format!("the connection broke\n{}", logs(&mesh)))?;
+        bail!("the connection stands, but did not recover\n{}", logs(&mesh));
+    }
     spared.stop()?;
     Ok(())
 }

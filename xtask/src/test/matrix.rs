@@ -73,7 +73,9 @@ pub(super) fn run(names: &[KernelName], executables: &[Executable]) -> Result<Ve
     }
     let mut shifts = Vec::new();
     for (package, content, jobs) in &packages {
-        shifts.extend(machines.kernels.iter().map(|kernel| Shift { kernel, package, content, jobs }));
+        // The newest kernel takes longest, at its verifier; what takes long goes first.
+        let kernels = machines.kernels.iter().rev();
+        shifts.extend(kernels.map(|kernel| Shift { kernel, package, content, jobs }));
     }
     let progress = Progress::start("tests in virtual machines");
     let finished = work_through(&machines, &shifts, &Board::new(progress.details()));
