@@ -7,6 +7,7 @@
 //! - `vm`: an initramfs from the host's own tools, a QEMU run, a list of jobs inside it, their exit codes
 //! - `test`: formatting, lints, every test on this host, then the kernel matrix inside the machines
 //! - `conformance`, `bench`, `demo`, `dist`: thin drivers of binaries that live in other crates
+//! - `fuzz`: the targets of the `fuzz` workspace, instrumented, for a while each
 //!
 //! `command` runs one external command as a named step (and says what to do when it fails); `progress`
 //! shows that it is alive. The crate depends on nothing heavy: it is the first thing a fresh clone builds.
@@ -17,6 +18,7 @@ mod command;
 mod conformance;
 mod demo;
 mod dist;
+mod fuzz;
 mod progress;
 mod setup;
 mod test;
@@ -47,6 +49,8 @@ enum Task {
     Vm(vm::Arguments),
     /// Run a folder of policy case files against the policy engine
     Conformance(conformance::Arguments),
+    /// Fuzz the parsers of outside input; a finding is printed with the way to see it again
+    Fuzz(fuzz::Arguments),
     /// Run a benchmark; the last line of stdout is a JSON object with its figures
     Bench(bench::Arguments),
     /// Build stripped release binaries into target/dist
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Vm(arguments) => vm::run(&arguments),
         Task::Conformance(arguments) => conformance::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Dist(arguments) => dist::run(&arguments),
     };

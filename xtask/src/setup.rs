@@ -37,6 +37,8 @@ pub(crate) enum Part {
     Build,
     /// Tools that a node and the tests call or compare with: ip, nft, wg, iperf3, ...
     Network,
+    /// A C++ compiler: libFuzzer is compiled from source.
+    Fuzz,
 }
 
 /// QEMU and the kernels that can be booted with it.
@@ -81,6 +83,9 @@ pub(crate) fn ensure(parts: &[Part]) -> Result<()> {
     }
     if parts.contains(&Part::Network) {
         wanted.extend_from_slice(packages::NETWORK);
+    }
+    if parts.contains(&Part::Fuzz) {
+        wanted.extend_from_slice(packages::FUZZ);
     }
     packages::ensure(&wanted)?;
     if parts.contains(&Part::Build) {

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// How many errors one attempt reports at most.
 const MAX_ERRORS: usize = 100;
+/// How many words a typo is compared with at most.
+const MOST_CANDIDATES: usize = 1_000;
 
 /// One thing that is wrong with a policy, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,9 +96,18 @@ impl<'a> Lines<'a> {
         Self { text, starts: std::iter::once(0).chain(newlines).collect() }
     }
 
-    /// Line and column, both from 1, the column in characters.
+    /// The line, from 1.
+    pub fn line(&self, offset: usize) -> u32 {
+        u32::try_from(self.index(offset)).unwrap_or(u32::MAX)
+    }
+
+    fn index(&self, offset: usize) -> usize {
+        self.starts.partition_point(|&start| start <= offset).max(1)
+    }
+
+    /// Line and column, both from 1, the column in characters. Counts through the whole line.
     pub fn position(&self, offset: usize) -> (u32, u32) {
-        let line = self.starts.partition_point(|&start| start <= offset).max(1);
+        let line = self.index(offset);
         let start = self.starts[line - 1];
         let column = self.text.get(start..offset.min(self.text.len())).map_or(0, |s| s.chars().count()) + 1;
         (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
@@ -144,6 +155,15 @@ impl<'a> Collector<'a> {
         }
     }
 
+    /// The candidate that a typo most likely stands for, as long as anybody will read about it.
+    pub(crate) fn did_you_mean<'c>(
+        &self,
+        word: &str,
+        candidates: impl IntoIterator<Item = &'c str>,
+    ) -> Option<String> {
+        if self.errors.len() < MAX_ERRORS { did_you_mean(word, candidates) } else { None }
+    }
+
     /// The warnings, or the errors in the order of the text.
     pub(crate) fn finish(mut self) -> Result<Vec<PolicyError>, PolicyErrors> {
         if self.errors.is_empty() {
@@ -157,9 +177,12 @@ impl<'a> Collector<'a> {
 /// The candidate that a typo most likely stands for.
 pub(crate) fn did_you_mean<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<String> {
     let word = word.to_lowercase();
-    let limit = (word.chars().count() / 3).max(1);
+    let length = word.chars().count();
+    let limit = (length / 3).max(1);
     candidates
         .into_iter()
+        .filter(|candidate| candidate.chars().count().abs_diff(length) <= limit)
+        .take(MOST_CANDIDATES)
         .map(|candidate| (edit_distance(&word, &candidate.to_lowercase()), candidate))
         .filter(|&(distance, _)| distance <= limit)
         .min()

@@ -70,22 +70,26 @@ impl ResolvedPolicy {
         let flow = Flow { src, dst, protocol, dst_port: port };
         let (src_party, dst_party) = (self.party(src), self.party(dst));
         let obstacles = obstacles(&flow, &src_party, &dst_party);
-        let mut allowed_by: Vec<RuleText> = Vec::new();
-        let mut near: Vec<NearRule> = Vec::new();
+        let mut allowed_by: Vec<RuleOrigin> = Vec::new();
+        let mut near: Vec<(RuleOrigin, Vec<String>)> = Vec::new();
         for (rule, own) in self.every_rule() {
             let missing = self.missing(rule, own, &flow);
             if missing.is_empty() {
-                allowed_by.push(self.rule_text(rule.origin));
-            } else {
-                near.push(NearRule { rule: self.rule_text(rule.origin), missing });
+                allowed_by.push(rule.origin);
+            } else if missing.len() < 3 {
+                near.push((rule.origin, missing));
             }
         }
-        allowed_by.sort_by_key(|rule| rule.origin);
+        allowed_by.sort_unstable();
         allowed_by.dedup();
-        near.retain(|near| allowed_by.is_empty() && near.missing.len() < 3);
-        near.sort_by_key(|near| (near.missing.len(), near.rule.origin));
-        near.dedup_by_key(|near| near.rule.origin);
+        let allowed_by: Vec<RuleText> = allowed_by.into_iter().map(|origin| self.rule_text(origin)).collect();
+        near.retain(|_| allowed_by.is_empty());
+        near.sort_by_key(|(origin, missing)| (missing.len(), *origin));
+        near.dedup_by_key(|(origin, _)| *origin);
         near.truncate(MAX_NEAR);
+        let near =
+            near.into_iter().map(|(origin, missing)| NearRule { rule: self.rule_text(origin), missing });
+        let near: Vec<NearRule> = near.collect();
         let allowed = !allowed_by.is_empty() && obstacles.is_empty();
         Explanation { flow, src: src_party, dst: dst_party, allowed, allowed_by, near, obstacles }
     }

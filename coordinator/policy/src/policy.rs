@@ -121,7 +121,9 @@ impl Policy {
     /// The text of a rule on one line, without the comments between its lines; empty if there is no such rule.
     pub fn rule_text(&self, origin: RuleOrigin) -> String {
         const LONGEST: usize = 240;
-        let Some(rule) = self.rules.iter().find(|rule| rule.origin == origin) else { return String::new() };
+        // In the order of their origins: those of `acls`, then those of `grants`.
+        let found = self.rules.binary_search_by_key(&origin, |rule| rule.origin);
+        let Some(rule) = found.ok().and_then(|at| self.rules.get(at)) else { return String::new() };
         let source = self.source.get(rule.span.start..rule.span.end).unwrap_or_default();
         let lines = source.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"));
         let text = lines.collect::<Vec<_>>().join(" ");

@@ -2,13 +2,23 @@
 
 use std::sync::Arc;
 
-use ghostwire_proto::auth_key::AuthKey;
-use ghostwire_proto::keys::{MachineKey, NodeKey};
+use ghostwire_proto::auth_key::{AuthKey, AuthKeyError};
+use ghostwire_proto::keys::{KeyError, MachineKey, NodeKey};
+use ghostwire_proto::proof::Proven;
+use ghostwire_proto::v1;
 use thiserror::Error;
 
 use crate::model::draft::Draft;
 use crate::model::{AuthKeyRecord, Network, Node, UnixMs, policy_user};
 use crate::names;
+use crate::node_update::MAX_HOSTNAME;
+
+/// Most tags that a machine can request, and most bytes of each.
+pub const MAX_TAGS: usize = 32;
+/// See [`MAX_TAGS`].
+pub const MAX_TAG_LENGTH: usize = 128;
+/// Most bytes of a version or the name of an operating system.
+pub const MAX_LABEL: usize = 128;
 
 /// What a machine asks for. Its proof of the machine key was checked.
 #[derive(Clone, Debug)]
@@ -27,6 +37,51 @@ pub struct Application {
     pub os: String,
     /// Its program's version.
     pub version: String,
+}
+
+/// Why a request to be admitted is not one.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ApplicationError {
+    /// A host name that is none.
+    #[error("the host name is longer than {MAX_HOSTNAME} bytes")]
+    Hostname,
+    /// Something else that is too long.
+    #[error("os or version is longer than {MAX_LABEL} bytes")]
+    Label,
+    /// Too much to ask for.
+    #[error("more than {MAX_TAGS} tags, or one of more than {MAX_TAG_LENGTH} bytes")]
+    Tags,
+    /// Not a WireGuard key.
+    #[error(transparent)]
+    NodeKey(#[from] KeyError),
+    /// Not an auth key.
+    #[error(transparent)]
+    AuthKey(#[from] AuthKeyError),
+}
+
+impl Application {
+    /// Checks what came from the network. `proven`: the proof in the request holds.
+    pub fn parse(request: &v1::EnrollRequest, proven: Proven) -> Result<Self, ApplicationError> {
+        if request.hostname.len() > MAX_HOSTNAME {
+            return Err(ApplicationError::Hostname);
+        }
+        if request.os.len() > MAX_LABEL || request.version.len() > MAX_LABEL {
+            return Err(ApplicationError::Label);
+        }
+        let tags = &request.requested_tags;
+        if tags.len() > MAX_TAGS || tags.iter().any(|tag| tag.len() > MAX_TAG_LENGTH) {
+            return Err(ApplicationError::Tags);
+        }
+        Ok(Self {
+            machine_key: proven.machine_key,
+            node_key: NodeKey::try_from(request.node_key.as_slice())?,
+            auth_key: AuthKey::parse(&request.auth_key)?,
+            hostname: request.hostname.clone(),
+            requested_tags: tags.clone(),
+            os: request.os.clone(),
+            version: request.version.clone(),
+        })
+    }
 }
 
 /// Why a machine is not admitted.
@@ -79,11 +134,7 @@ pub fn admit(draft: &mut Draft, application: &Application) -> Result<Arc<Node>, 
     let label = names::sanitise(&application.hostname);
     let node = if let Some(node) = existing {
         let keeps_name = node.renamed || names::sanitise(&node.hostname) == label;
-        let name = if keeps_name {
-            node.name.clone()
-        } else {
-            names::unique(&label, |name| network.name_taken(name, own_id))
-        };
+        let name = if keeps_name { node.name.clone() } else { network.free_name(&label, own_id) };
         draft.put_node(Node {
             name,
             hostname: application.hostname.clone(),
@@ -98,7 +149,7 @@ pub fn admit(draft: &mut Draft, application: &Application) -> Result<Arc<Node>, 
             ..(*node).clone()
         })
     } else {
-        let name = names::unique(&label, |name| network.name_taken(name, None));
+        let name = network.free_name(&label, None);
         draft
             .add_node(|id, host| new_node(id, host, name, tags, &key, application, now))
             .ok_or(Refusal::NoAddress)?

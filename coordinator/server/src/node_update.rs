@@ -18,6 +18,22 @@ pub const MAX_ROUTES: usize = 256;
 /// Longest host name, as in DNS.
 pub const MAX_HOSTNAME: usize = 253;
 
+/// Most problems that a node can report, and most bytes of each.
+pub const MAX_PROBLEMS: usize = 32;
+/// See [`MAX_PROBLEMS`].
+pub const MAX_PROBLEM_LENGTH: usize = 1024;
+
+/// What a node says is wrong, as it may be shown to an administrator: not too much of it, and nothing that a
+/// terminal would take for a command.
+pub fn problems(mut reported: Vec<String>) -> Vec<String> {
+    reported.truncate(MAX_PROBLEMS);
+    for problem in &mut reported {
+        problem.truncate(problem.floor_char_boundary(MAX_PROBLEM_LENGTH));
+        *problem = problem.replace(char::is_control, " ");
+    }
+    reported
+}
+
 /// Why what a node says is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UpdateError {
@@ -83,7 +99,7 @@ impl NodeUpdate {
         if !self.hostname.is_empty() && self.hostname != node.hostname {
             let label = names::sanitise(&self.hostname);
             if !node.renamed && label != names::sanitise(&node.hostname) {
-                changed.name = names::unique(&label, |name| draft.network().name_taken(name, Some(id)));
+                changed.name = draft.network().free_name(&label, Some(id));
             }
             changed.hostname = self.hostname;
         }

@@ -72,7 +72,8 @@ fn request(target: IpAddr, identifier: u16, sequence: u16) -> [u8; 24] {
     packet
 }
 
-fn is_reply(target: IpAddr, bytes: &[u8], identifier: u16, sequence: u16) -> bool {
+/// Whether what a raw socket delivered is the target's reply to the echo request with this identifier and number.
+pub fn is_reply(target: IpAddr, bytes: &[u8], identifier: u16, sequence: u16) -> bool {
     // Raw IPv4 sockets deliver the IP header, IPv6 ones do not.
     let (kind, message) = match target {
         IpAddr::V4(_) => {

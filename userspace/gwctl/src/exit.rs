@@ -133,6 +133,6 @@ impl Who {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&crate::output::plain(&self.message))
     }
 }

@@ -40,6 +40,6 @@ fn report(failure: &Failure, json: bool) {
     let (red, end) = if colour { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
     eprintln!("{red}gwctl:{end} {failure}");
     if let Some(hint) = &failure.hint {
-        eprintln!("       {hint}");
+        eprintln!("       {}", gwctl::output::plain(hint));
     }
 }

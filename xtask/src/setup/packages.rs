@@ -58,6 +58,9 @@ pub(super) const BPF_LINKER: &[Package] = &[
     path("libxml2-dev", "/usr/include/libxml2"),
 ];
 
+/// What compiling libFuzzer needs.
+pub(super) const FUZZ: &[Package] = &[program("g++", "c++")];
+
 /// What nodes, tests and the demo call, inside the virtual machines too.
 pub(super) const NETWORK: &[Package] = &[
     program("iproute2", "ip"),

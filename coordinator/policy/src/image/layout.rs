@@ -233,15 +233,19 @@ fn split<T: Bits>(cells: Cells<T>, dense: Option<(T, T)>) -> (Cells<T>, Cells<T>
 
 /// Disjoint intervals as prefixes.
 fn nets(side: &'static str, v4: Cells<u32>, v6: Cells<u128>) -> Result<Vec<(IpNet, u32)>, CompileError> {
+    // A range is up to 62 prefixes, or 254: they are counted while they are made.
     let mut nets: Vec<(IpNet, u32)> = Vec::new();
+    let full = |count: usize| if count > MAX_NETS { Err(CompileError::TooManyNets { side }) } else { Ok(()) };
     for cell in v4 {
         nets.extend(v4_nets(cell.first, cell.last).map(|net| (IpNet::V4(net), cell.class)));
+        full(nets.len())?;
     }
     let v4_default = IpNet::V4(Ipv4Net::default());
     let has_v4_default = nets.iter().any(|&(net, _)| net == v4_default);
     let before = nets.len();
     for cell in v6 {
         nets.extend(v6_nets(cell.first, cell.last).map(|net| (IpNet::V6(net), cell.class)));
+        full(nets.len())?;
     }
     // The trie holds IPv4 as ::ffff:0:0/96. An IPv6 prefix around that must not answer for IPv4.
     let mapped = Ipv6Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), 96);
@@ -249,8 +253,6 @@ fn nets(side: &'static str, v4: Cells<u32>, v6: Cells<u128>) -> Result<Vec<(IpNe
     if around && !has_v4_default {
         nets.push((v4_default, 0));
     }
-    if nets.len() > MAX_NETS {
-        return Err(CompileError::TooManyNets { side, count: nets.len() });
-    }
+    full(nets.len())?;
     Ok(nets)
 }

@@ -4,13 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use ghostwire_ebpf_abi::image as abi;
+
 use super::CompileError;
-use super::partition::{BitSet, Classes, Interval, bits};
+use super::partition::{BitSet, Classes, Effort, Interval, bits};
 use crate::filter::{AddrSet, FilterRule, PortRange, ProtocolSet};
 use crate::service;
 
 /// Most memory for the verdicts of single lists of remotes, in 64-bit words.
 const MAX_WORK_WORDS: usize = 32 << 20;
+
+/// Most pairs of a list of local networks and a class of them, which are kept in memory.
+const MAX_LOCAL_PAIRS: usize = 16 << 20;
 
 /// Which end of a rule is this side.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -135,8 +140,8 @@ pub(super) fn direction(
     let v6 = remotes.sweep(ranges(&parts.remotes, |set| &set.v6))?;
     // A class of both families has different verdicts in each, so rows are looked up by class and family.
     let mut rows = Rows::new(&verdicts);
-    let mut v4: Vec<Interval<u32>> = rows.rename(&v4, &remotes.signatures, Family::V4);
-    let mut v6: Vec<Interval<u128>> = rows.rename(&v6, &remotes.signatures, Family::V6);
+    let mut v4: Vec<Interval<u32>> = rows.rename(&v4, &remotes.signatures, Family::V4)?;
+    let mut v6: Vec<Interval<u128>> = rows.rename(&v6, &remotes.signatures, Family::V6)?;
     clip(&mut v4, &known.v4);
     clip(&mut v6, &known.v6);
     let (order, remote_count, matrix) = rows.finish();
@@ -290,11 +295,16 @@ fn locals(sets: &[&AddrSet], own: &AddrSet, routed: &AddrSet) -> Result<Locals, 
     for interval in &mut v6 {
         interval.class += first_v6;
     }
+    let mut pairs = 0;
     for (family, (known, first)) in [(&of_v4, first_v4), (&of_v6, first_v6)].into_iter().enumerate() {
         for (class, signature) in known.signatures.iter().enumerate().skip(1) {
             let class = u32::try_from(class).unwrap_or(u32::MAX) + first;
             for set in bits(signature) {
                 classes[family][set].push(class);
+                pairs += 1;
+                if pairs > MAX_LOCAL_PAIRS {
+                    return Err(CompileError::TooIntricate { what: "local networks", sets: sets.len() });
+                }
             }
         }
     }
@@ -320,6 +330,7 @@ impl Verdicts {
         if block.saturating_mul(parts.remotes.len()) > MAX_WORK_WORDS {
             return Err(CompileError::TooIntricate { what: "addresses", sets: parts.remotes.len() });
         }
+        let mut effort = Effort::new("rules", parts.rules.len());
         let mut by_set = [HashMap::new(), HashMap::new()];
         for &(remote, local, service) in &parts.rules {
             for (family, by_set) in by_set.iter_mut().enumerate() {
@@ -327,6 +338,7 @@ impl Verdicts {
                 if classes.is_empty() {
                     continue;
                 }
+                effort.spend(classes.len().saturating_mul(stride))?;
                 let rows: &mut BitSet = by_set.entry(remote).or_insert_with(|| vec![0; block].into());
                 for &class in classes {
                     let row = &mut rows[class as usize * stride..][..stride];
@@ -340,29 +352,32 @@ impl Verdicts {
     }
 
     /// The block of a class of remotes.
-    fn block(&self, signature: &[u64], family: Family) -> BitSet {
+    fn block(&self, signature: &[u64], family: Family, effort: &mut Effort) -> Result<BitSet, CompileError> {
         let by_set = &self.by_set[family as usize];
         let mut block: BitSet = vec![0; self.block].into();
         for set in bits(signature) {
             let Some(rows) = u32::try_from(set).ok().and_then(|set| by_set.get(&set)) else { continue };
+            effort.spend(self.block)?;
             for (word, verdicts) in block.iter_mut().zip(rows) {
                 *word |= verdicts;
             }
         }
-        block
+        Ok(block)
     }
 }
 
 /// Distinct blocks of rows. Number 0 is the block that allows nothing.
 struct Rows<'v> {
     verdicts: &'v Verdicts,
+    effort: Effort,
     blocks: BTreeMap<BitSet, u32>,
 }
 
 impl<'v> Rows<'v> {
     fn new(verdicts: &'v Verdicts) -> Self {
         let nothing: BitSet = vec![0; verdicts.block].into();
-        Self { verdicts, blocks: BTreeMap::from([(nothing, 0)]) }
+        let effort = Effort::new("addresses", verdicts.by_set.iter().map(HashMap::len).sum());
+        Self { verdicts, effort, blocks: BTreeMap::from([(nothing, 0)]) }
     }
 
     /// Replaces classes by the numbers of their blocks: classes with equal verdicts become one.
@@ -371,19 +386,29 @@ impl<'v> Rows<'v> {
         intervals: &[Interval<T>],
         signatures: &[BitSet],
         family: Family,
-    ) -> Vec<Interval<T>> {
+    ) -> Result<Vec<Interval<T>>, CompileError> {
         let mut numbers: Vec<Option<u32>> = vec![None; signatures.len()];
         let mut renamed = Vec::with_capacity(intervals.len());
         for &Interval { first, last, class } in intervals {
             let index = class as usize;
-            let number = numbers[index].unwrap_or_else(|| {
-                let next = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
-                *self.blocks.entry(self.verdicts.block(&signatures[index], family)).or_insert(next)
-            });
+            let number = match numbers[index] {
+                Some(number) => number,
+                None => self.number(&signatures[index], family)?,
+            };
             numbers[index] = Some(number);
             renamed.push(Interval { first, last, class: number });
         }
-        renamed
+        Ok(renamed)
+    }
+
+    fn number(&mut self, signature: &[u64], family: Family) -> Result<u32, CompileError> {
+        let block = self.verdicts.block(signature, family, &mut self.effort)?;
+        let next = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
+        let number = *self.blocks.entry(block).or_insert(next);
+        // What no image holds need not be worked out to its end.
+        let words = self.blocks.len().saturating_mul(self.verdicts.block) as u64;
+        let room = u64::from(abi::WORDS) - u64::from(abi::MATRICES);
+        if words > room { Err(CompileError::TooLarge { words, room }) } else { Ok(number) }
     }
 
     /// The final class of each number, the number of classes, and the matrix. Classes are in the order of their

@@ -78,11 +78,11 @@ pub enum CompileError {
     NetSlot(u8),
     /// The verdict matrices do not fit.
     #[error(
-        "the policy is too large for one node: its verdicts need {words} words, and there is room for {room}. \
+        "the policy is too large for one node: its verdicts need {words} words or more, and there is room for {room}. \
          Fewer distinct groups of peers or ports make it smaller"
     )]
     TooLarge {
-        /// Words needed.
+        /// Words needed, or how many it was when it was clear that they are too many.
         words: u64,
         /// Words there are.
         room: u64,
@@ -98,14 +98,12 @@ pub enum CompileError {
         limit: usize,
     },
     /// A network trie would overflow.
-    #[error("the node needs {count} {side} prefixes outside the overlay; {MAX_NETS} are possible")]
+    #[error("the node needs more than the {MAX_NETS} {side} prefixes outside the overlay that are possible")]
     TooManyNets {
         /// "remote" or "local".
         side: &'static str,
-        /// How many.
-        count: usize,
     },
-    /// Working out the classes would take too much memory.
+    /// Working out the classes would take too much memory or time.
     #[error("the policy is too intricate for one node: {sets} different lists of {what} overlap too much")]
     TooIntricate {
         /// Of what.

@@ -8,6 +8,35 @@ use crate::addr_set::Bits;
 /// Most memory for the signatures of classes, in 64-bit words.
 const MAX_SIGNATURE_WORDS: usize = 16 << 20;
 
+/// Most 64-bit words that any part of the compiler looks at: about a second. The largest policies that fit into an
+/// image need a thousandth of it.
+const MAX_STEPS: u64 = 1 << 31;
+
+/// Counts what the compiler does, so that no filter keeps it busy for long.
+pub(super) struct Effort {
+    what: &'static str,
+    sets: usize,
+    left: u64,
+}
+
+impl Effort {
+    /// For lists of something, so many of them.
+    pub(super) fn new(what: &'static str, sets: usize) -> Self {
+        Self { what, sets, left: MAX_STEPS }
+    }
+
+    /// So many words more.
+    pub(super) fn spend(&mut self, words: usize) -> Result<(), CompileError> {
+        let left = u64::try_from(words).ok().and_then(|words| self.left.checked_sub(words));
+        self.left = left.ok_or_else(|| self.too_intricate())?;
+        Ok(())
+    }
+
+    pub(super) fn too_intricate(&self) -> CompileError {
+        CompileError::TooIntricate { what: self.what, sets: self.sets }
+    }
+}
+
 /// A set of small numbers.
 pub(super) type BitSet = Box<[u64]>;
 
@@ -22,8 +51,7 @@ pub(super) fn bits(words: &[u64]) -> impl Iterator<Item = usize> {
 
 /// Classes by the sets that contain them. Class 0 is what no set contains.
 pub(super) struct Classes {
-    what: &'static str,
-    sets: usize,
+    effort: Effort,
     /// Which sets are active at the sweep's place.
     active: BitSet,
     count: usize,
@@ -38,8 +66,7 @@ impl Classes {
     pub(super) fn new(what: &'static str, sets: usize) -> Self {
         let nothing: BitSet = vec![0; sets.div_ceil(64)].into();
         Self {
-            what,
-            sets,
+            effort: Effort::new(what, sets),
             active: nothing.clone(),
             count: 0,
             hash: 0,
@@ -65,6 +92,7 @@ impl Classes {
         if self.count == 0 {
             return Ok(0);
         }
+        self.effort.spend(self.active.len())?;
         let candidates = self.known.entry(self.hash).or_default();
         for &class in candidates.iter() {
             if self.signatures[class as usize] == self.active {
@@ -74,7 +102,7 @@ impl Classes {
         let words = (self.signatures.len() + 1) * self.active.len();
         let class = u32::try_from(self.signatures.len()).unwrap_or(u32::MAX);
         if words > MAX_SIGNATURE_WORDS || class == u32::MAX {
-            return Err(CompileError::TooIntricate { what: self.what, sets: self.sets });
+            return Err(self.effort.too_intricate());
         }
         candidates.push(class);
         self.signatures.push(self.active.clone());

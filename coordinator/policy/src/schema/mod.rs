@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 pub(crate) use tests::FAILED;
 
-use crate::error::{Collector, PolicyErrors, Span, did_you_mean};
+use crate::error::{Collector, PolicyErrors, Span};
 use crate::hujson::{self, Member, Node, Value};
 use crate::policy::Policy;
 
@@ -107,7 +107,9 @@ impl Reader<'_> {
         let mut fields: Vec<(&'static str, &'n Member)> = Vec::with_capacity(members.len());
         for member in members {
             let Some(&name) = known.iter().find(|name| name.eq_ignore_ascii_case(&member.key)) else {
-                let hint = did_you_mean(&member.key, known.iter().copied())
+                let hint = self
+                    .out
+                    .did_you_mean(&member.key, known.iter().copied())
                     .unwrap_or_else(|| format!("fields here are {}", known.join(", ")));
                 let message = format!("unknown field: \"{}\"", member.key);
                 self.out.error(member.key_span, &join(path, &member.key), message, Some(hint));

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use super::Reader;
 use crate::alias::{Alias, AutoGroup, WordError};
-use crate::error::{Span, did_you_mean};
+use crate::error::Span;
 use crate::filter::{PortRange, RuleOrigin, Section};
 use crate::hujson::{Member, Node, Value};
 use crate::policy::{Policy, Rule, Target};
@@ -38,7 +38,7 @@ impl Reader<'_> {
     }
 
     fn origin(&self, section: Section, index: usize, node: &Node) -> RuleOrigin {
-        let (line, _) = self.out.lines.position(node.span.start);
+        let line = self.out.lines.line(node.span.start);
         RuleOrigin { section, index: u32::try_from(index).unwrap_or(u32::MAX), line }
     }
 
@@ -205,7 +205,7 @@ impl Reader<'_> {
         let known = policy.hosts.contains_key(host);
         if !known {
             let names = policy.hosts.keys().map(String::as_str);
-            let hint = did_you_mean(host, names).unwrap_or_else(|| {
+            let hint = self.out.did_you_mean(host, names).unwrap_or_else(|| {
                 "define it in \"hosts\"; users are written as full logins, groups as group:x, tags as tag:x".to_owned()
             });
             self.out.error(span, path, format!("host not defined in policy: \"{host}\""), Some(hint));
@@ -347,7 +347,7 @@ impl Reader<'_> {
             match Alias::parse(text) {
                 Ok(Alias::Tag(tag)) if policy.tag_owners.contains_key(&tag) => tags.push(tag),
                 Ok(Alias::Tag(tag)) => {
-                    let hint = did_you_mean(&tag, policy.tags());
+                    let hint = self.out.did_you_mean(&tag, policy.tags());
                     self.out.error(span, &path, format!("tag \"{tag}\" not found"), hint);
                 }
                 _ => {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::Reader;
 use crate::alias::{Alias, AutoGroup, GroupMember, WordError, is_tag_name, parse_net};
-use crate::error::{Span, did_you_mean};
+use crate::error::Span;
 use crate::hujson::Node;
 use crate::policy::Policy;
 
@@ -142,7 +142,9 @@ impl Reader<'_> {
     pub(super) fn known_group(&mut self, group: &str, groups: &Groups, span: Span, path: &str) -> bool {
         let known = groups.contains_key(group);
         if !known {
-            let hint = did_you_mean(group, groups.keys().map(String::as_str))
+            let hint = self
+                .out
+                .did_you_mean(group, groups.keys().map(String::as_str))
                 .unwrap_or_else(|| "define it in \"groups\"".to_owned());
             self.out.error(span, path, format!("group not defined in policy: \"{group}\""), Some(hint));
         }
@@ -160,7 +162,7 @@ impl Reader<'_> {
     ) -> bool {
         let known = tags.contains_key(tag);
         if !known {
-            let hint = did_you_mean(tag, tags.keys().map(String::as_str)).unwrap_or_else(|| {
+            let hint = self.out.did_you_mean(tag, tags.keys().map(String::as_str)).unwrap_or_else(|| {
                 "define it in \"tagOwners\"; [] lets only administrators give it".to_owned()
             });
             self.out.error(span, path, format!("{prefix}tag not found: \"{tag}\""), Some(hint));

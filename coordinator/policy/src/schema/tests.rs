@@ -20,7 +20,7 @@ impl Reader<'_> {
 
     fn test(&mut self, node: &Node, index: usize, policy: &Policy) -> PolicyTest {
         let path = format!("tests[{index}]");
-        let (line, _) = self.out.lines.position(node.span.start);
+        let line = self.out.lines.line(node.span.start);
         let mut test = PolicyTest {
             index,
             line,

@@ -97,3 +97,29 @@ fn what_does_not_fit_is_refused() {
     let error = compile(&filter, &context(None)).unwrap_err().to_string();
     assert!(error.contains("too large"), "{error}");
 }
+
+/// Filters that are small and would take gigabytes: the compiler gives up early.
+#[test]
+fn what_takes_too_much_is_refused_before_it_is_taken() {
+    let own = Arc::new(AddrSet::from_addrs([IpAddr::V4(OWN4)]));
+    let rule = |src: &Arc<AddrSet>, dst: &Arc<AddrSet>, index: u32, port: u16| FilterRule {
+        src: src.clone(),
+        dst: dst.clone(),
+        protocols: ProtocolSet::DEFAULT,
+        ports: [PortRange { first: port, last: port }].into(),
+        origin: RuleOrigin { section: Section::Acls, index, line: 1 },
+    };
+    let refused = |inbound: Vec<FilterRule>| {
+        compile(&NodeFilter { inbound, outbound: Vec::new() }, &context(None)).unwrap_err().to_string()
+    };
+    // Each range of addresses takes 250 prefixes.
+    let ranges =
+        (0..600_u128).map(|n| ((n << 80) + (0x2001 << 112) + 1, ((n + 1) << 80) + (0x2001 << 112) - 2));
+    let crumbs = Arc::new(AddrSet::from_ranges(Vec::new(), ranges.collect()));
+    let error = refused(vec![rule(&crumbs, &own, 0, 22)]);
+    assert!(error.contains("65536 remote prefixes"), "{error}");
+    // Networks within networks: every one is in all that are larger.
+    let nested = |n: u32| Arc::new(AddrSet::from_ranges(vec![(0x0a00_0000 + n, 0x0aff_ffff)], Vec::new()));
+    let error = refused((0..6_000).map(|n| rule(&own, &nested(n), n, 22)).collect());
+    assert!(error.contains("too intricate"), "{error}");
+}

@@ -14,6 +14,7 @@ use ghostwire_proto::keys::{MachineKey, NodeKey};
 use ipnet::IpNet;
 
 use crate::ipam::{HostPart, Ipam};
+use crate::names;
 
 pub mod draft;
 pub mod wire;
@@ -198,6 +199,13 @@ impl Network {
     /// Login of a node's owner; `None` for a tagged node.
     pub fn owner(&self, node: &Node) -> Option<&str> {
         if node.tags.is_empty() { Some(&self.users.get(node.user.as_ref()?)?.email) } else { None }
+    }
+
+    /// The name for a node that wants `label`: that, or with a number that makes it its own.
+    pub fn free_name(&self, label: &str, of: Option<NodeId>) -> String {
+        let others = self.nodes.values().filter(|node| Some(node.id) != of);
+        let taken: HashSet<&str> = others.map(|node| node.name.as_str()).collect();
+        names::unique(label, |name| taken.contains(name))
     }
 
     /// Whether another node has this name.

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ghostwire_proto::auth_key::AuthKey;
 use ghostwire_proto::keys::{Fingerprint, NodeKey};
 use ghostwire_proto::proof::{self, Provable, Proven};
 use ghostwire_proto::v1::goodbye::Reason;
@@ -22,17 +21,14 @@ use tracing::{info, warn};
 
 use super::session::{OUTBOUND, Stream, StreamTimes};
 use crate::clock;
-use crate::enroll::{self, Application, Refusal};
+use crate::enroll::{self, Application, ApplicationError, MAX_LABEL, Refusal};
 use crate::limits::{ClientAddress, FailureLimit};
-use crate::node_update::{MAX_HOSTNAME, NodeUpdate};
+use crate::node_update::NodeUpdate;
 use crate::nonces::{NonceError, Nonces};
 use crate::writer::{ConnectError, Handle, Presence, WriteError};
 
 /// How long a stream may wait for its first message.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-const MAX_TAGS: usize = 32;
-const MAX_TAG_LENGTH: usize = 128;
-const MAX_LABEL: usize = 128;
 const MAX_EPOCH: usize = 128;
 
 /// Serves nodes.
@@ -156,26 +152,9 @@ fn address_of<T>(request: &Request<T>) -> Option<IpAddr> {
 }
 
 fn application(request: &EnrollRequest, proven: Proven) -> Result<Application, Status> {
-    let invalid = |what: &str| Status::invalid_argument(what.to_owned());
-    if request.hostname.len() > MAX_HOSTNAME {
-        return Err(invalid("the host name is too long"));
-    }
-    if request.os.len() > MAX_LABEL || request.version.len() > MAX_LABEL {
-        return Err(invalid("os or version is too long"));
-    }
-    let tags = &request.requested_tags;
-    if tags.len() > MAX_TAGS || tags.iter().any(|tag| tag.len() > MAX_TAG_LENGTH) {
-        return Err(invalid("too many or too long tags"));
-    }
-    Ok(Application {
-        machine_key: proven.machine_key,
-        node_key: node_key(&request.node_key)?,
-        auth_key: AuthKey::parse(&request.auth_key)
-            .map_err(|error| Status::unauthenticated(error.to_string()))?,
-        hostname: request.hostname.clone(),
-        requested_tags: tags.clone(),
-        os: request.os.clone(),
-        version: request.version.clone(),
+    Application::parse(request, proven).map_err(|error| match error {
+        ApplicationError::AuthKey(_) => Status::unauthenticated(error.to_string()),
+        _ => Status::invalid_argument(error.to_string()),
     })
 }
 

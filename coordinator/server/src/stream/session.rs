@@ -20,14 +20,11 @@ use tracing::{debug, info, warn};
 use super::delta::{News, Told};
 use super::history::History;
 use crate::clock;
-use crate::node_update::NodeUpdate;
+use crate::node_update::{self, NodeUpdate};
 use crate::writer::{Connected, Farewell, Handle};
 
 /// Messages between the session and the connection. Small: news wait in the world, not in a queue.
 pub const OUTBOUND: usize = 4;
-/// Most problems that a node can report, and most bytes of each.
-const MAX_PROBLEMS: usize = 32;
-const MAX_PROBLEM_LENGTH: usize = 1024;
 /// Between two changes that one node makes.
 const WRITE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a goodbye may wait for room.
@@ -220,12 +217,9 @@ impl Stream {
                 }
             }
             Some(node_message::Message::Update(update)) => self.update(&update).await,
-            Some(node_message::Message::Status(ReportedStatus { enforced_generation, mut problems })) => {
+            Some(node_message::Message::Status(ReportedStatus { enforced_generation, problems })) => {
                 self.pace().await;
-                problems.truncate(MAX_PROBLEMS);
-                for problem in &mut problems {
-                    problem.truncate(problem.floor_char_boundary(MAX_PROBLEM_LENGTH));
-                }
+                let problems = node_update::problems(problems);
                 self.handle.report(self.connected.node, enforced_generation, problems).await;
                 Ok(())
             }

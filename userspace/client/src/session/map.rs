@@ -3,7 +3,7 @@
 //! Messages are checked once, here; what a [`NetworkMap`] holds needs no second look. A message that is not
 //! well-formed changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -258,6 +258,7 @@ impl NetworkMap {
     fn check_disjoint(&self) -> Result<(), MapError> {
         let mut keys = BTreeMap::new();
         let mut addresses = BTreeMap::new();
+        let own: BTreeSet<&IpAddr> = self.own.addresses.iter().collect();
         for peer in self.peers.values() {
             let name = |peer: &Peer| peer.message.name.clone();
             if let Some(other) = keys.insert(peer.key, peer) {
@@ -271,7 +272,7 @@ impl NetworkMap {
                         second: name(peer),
                     });
                 }
-                if self.own.addresses.contains(address) {
+                if own.contains(address) {
                     let first = self.own.message.name.clone();
                     return Err(MapError::Shared { what: "an address", first, second: name(peer) });
                 }

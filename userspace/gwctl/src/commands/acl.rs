@@ -9,7 +9,7 @@ use crate::connect;
 use crate::exit::{Failure, Outcome};
 use crate::output::table::{Table, number, text, whole, wrap};
 use crate::output::units::{bytes, count, date, protocol};
-use crate::output::{Output, Style, json as documents};
+use crate::output::{Output, Style, json as documents, plain};
 
 pub(super) async fn run(context: &Context, command: AclCommand) -> Outcome {
     match command {
@@ -161,8 +161,8 @@ pub(super) fn event_line(output: &Output, event: &local::AclEvent) -> String {
         let host = if name.is_empty() { address } else { name };
         if ports { format!("{host}:{port}") } else { host.to_owned() }
     };
-    let mut line = format!(
-        "{clock}  {action}  {:7}  {} -> {}  {}  {} bytes  {}",
+    let mut packet = format!(
+        "{:7}  {} -> {}  {}  {} bytes  {}",
         event.direction,
         end(&event.src_name, &event.src, event.src_port),
         end(&event.dst_name, &event.dst, event.dst_port),
@@ -171,7 +171,7 @@ pub(super) fn event_line(output: &Output, event: &local::AclEvent) -> String {
         event.explanation,
     );
     if event.suppressed > 0 {
-        line = format!("{line}  (and {} not reported)", event.suppressed);
+        packet = format!("{packet}  (and {} not reported)", event.suppressed);
     }
-    wrap(&line, 10, output.width)
+    wrap(&format!("{clock}  {action}  {}", plain(&packet)), 10, output.width)
 }

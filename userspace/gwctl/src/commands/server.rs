@@ -6,10 +6,10 @@ use super::Context;
 use crate::cli::ServerCommand;
 use crate::connect;
 use crate::exit::{Failure, Outcome};
-use crate::output::Style;
 use crate::output::json::Server;
 use crate::output::table::{Facts, wrap};
 use crate::output::units::{ago, count, now_ms};
+use crate::output::{Style, plain};
 
 pub(super) async fn run(context: &Context, command: ServerCommand) -> Outcome {
     let ServerCommand::Status = command;
@@ -37,7 +37,8 @@ pub(super) async fn run(context: &Context, command: ServerCommand) -> Outcome {
         let mut text = format!("{}\n{}", output.paint(Style::Bold, "ghostwire-server"), facts.render());
         if !shown.problems.is_empty() {
             let title = output.paint(Style::Bad, &count(shown.problems.len() as u64, "problem"));
-            let lines = shown.problems.iter().map(|problem| format!("  {}", wrap(problem, 4, output.width)));
+            let lines =
+                shown.problems.iter().map(|problem| format!("  {}", wrap(&plain(problem), 4, output.width)));
             text = format!("{text}\n\n{title}:\n{}", lines.collect::<Vec<_>>().join("\n"));
         }
         text

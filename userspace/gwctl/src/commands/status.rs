@@ -7,7 +7,7 @@ use crate::connect;
 use crate::exit::{Code, Failure, Outcome};
 use crate::output::table::{Facts, Table, number, text, whole, wrap};
 use crate::output::units::{ago, bytes, count, latency, now_ms, until};
-use crate::output::{Output, Style, json};
+use crate::output::{Output, Style, json, plain};
 
 pub(super) async fn status(context: &Context, peer: Option<&str>) -> Outcome {
     let mut daemon = connect::daemon(&context.global.socket).await?;
@@ -172,7 +172,7 @@ fn remarks(output: &Output, status: &StatusResponse) -> Option<String> {
         .collect();
     let lines = silent.iter().map(|peer| {
         let line = format!("{}: {}", name(peer), peer.why);
-        format!("  {}", wrap(&line, 4, output.width))
+        format!("  {}", wrap(&plain(&line), 4, output.width))
     });
     let lines: Vec<String> = lines.collect();
     (!lines.is_empty()).then(|| format!("Without a path:\n{}", lines.join("\n")))
@@ -180,7 +180,7 @@ fn remarks(output: &Output, status: &StatusResponse) -> Option<String> {
 
 fn problems(output: &Output, problems: &[String]) -> String {
     let title = output.paint(Style::Bad, &count(problems.len() as u64, "problem"));
-    let lines = problems.iter().map(|problem| format!("  {}", wrap(problem, 4, output.width)));
+    let lines = problems.iter().map(|problem| format!("  {}", wrap(&plain(problem), 4, output.width)));
     format!("{title}:\n{}", lines.collect::<Vec<_>>().join("\n"))
 }
 

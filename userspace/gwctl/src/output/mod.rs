@@ -7,6 +7,7 @@ pub mod json;
 pub mod table;
 pub mod units;
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
@@ -71,8 +72,16 @@ impl Output {
 
     /// Emphasised for people.
     pub fn paint(&self, style: Style, text: &str) -> String {
-        if self.colour { format!("\x1b[{}m{text}\x1b[0m", style.code()) } else { text.to_owned() }
+        let text = plain(text);
+        if self.colour { format!("\x1b[{}m{text}\x1b[0m", style.code()) } else { text.into_owned() }
     }
+}
+
+/// Text as a terminal may see it. Much of what is shown was chosen by other machines (names, versions, what they
+/// say is wrong), and none of it may command the terminal of who looks: control characters become spaces.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let commands = |character: char| character.is_control() && character != '\n';
+    if text.contains(commands) { Cow::Owned(text.replace(commands, " ")) } else { Cow::Borrowed(text) }
 }
 
 /// Kinds of emphasis.
@@ -99,5 +108,25 @@ impl Style {
             Self::Warning => "33",
             Self::Bad => "31",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_machines_say_does_not_command_the_terminal() {
+        assert_eq!(plain("one line\nand two"), "one line\nand two");
+        assert_eq!(plain("\x1b]0;owned\x07 \u{9b}31m\ttab"), " ]0;owned   31m tab");
+        let output = Output { json: false, colour: false, width: None };
+        assert_eq!(output.paint(Style::Bold, "a\x1b[2Jb"), "a [2Jb");
+        let mut table = table::Table::new(&output, &[table::text("NAME")]);
+        table.row(["a\x1b[2Jb"]);
+        assert!(!table.render("").contains('\x1b'));
+        let mut facts = table::Facts::new(&output);
+        assert!(!facts.add("os", "linux\x1b[2J").render().contains('\x1b'));
+        let failure = Failure::failed("cannot: \x1b[2J");
+        assert!(!failure.to_string().contains('\x1b'));
     }
 }

@@ -2,7 +2,7 @@
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Width};
 
-use super::{Output, Style};
+use super::{Output, Style, plain};
 
 /// A column.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +48,7 @@ impl<'o> Table<'o> {
 
     /// Adds a row whose cells may be emphasised.
     pub fn styled<I: IntoIterator<Item = (String, Option<Style>)>>(&mut self, cells: I) {
-        self.rows.push(cells.into_iter().collect());
+        self.rows.push(cells.into_iter().map(|(cell, style)| (plain(&cell).into_owned(), style)).collect());
     }
 
     /// The table, or `empty` if there are no rows.
@@ -120,7 +120,7 @@ impl<'o> Facts<'o> {
     pub fn add(&mut self, word: &str, what: impl Into<String>) -> &mut Self {
         let what = what.into();
         if !what.is_empty() {
-            self.rows.push((word.to_owned(), what));
+            self.rows.push((word.to_owned(), plain(&what).into_owned()));
         }
         self
     }

@@ -36,7 +36,7 @@ pub fn ago(then_ms: i64, now_ms: i64) -> String {
     if then_ms == 0 {
         return "never".to_owned();
     }
-    match now_ms - then_ms {
+    match now_ms.saturating_sub(then_ms) {
         past if past < 1_000 => "now".to_owned(),
         past => format!("{} ago", span(past / 1_000)),
     }
@@ -44,7 +44,7 @@ pub fn ago(then_ms: i64, now_ms: i64) -> String {
 
 /// `in 12 min`, `12 min ago`; `never` for 0.
 pub fn until(then_ms: i64, now_ms: i64) -> String {
-    match then_ms - now_ms {
+    match then_ms.saturating_sub(now_ms) {
         _ if then_ms == 0 => "never".to_owned(),
         left if left >= 1_000 => format!("in {}", span(left / 1_000)),
         _ => ago(then_ms, now_ms),
@@ -123,6 +123,9 @@ mod tests {
         assert_eq!(ago(1, 7_200_001), "2 h ago");
         assert_eq!(until(3_600_000, 0), "in 1 h");
         assert_eq!(until(1_000, 61_000), "1 min ago");
+        // Whatever another machine says its time is.
+        assert_eq!(ago(i64::MIN, 5), ago(1, i64::MAX));
+        assert_eq!(until(i64::MAX, -5), until(i64::MAX, 0));
         assert_eq!(date(1_795_367_560_000), "2026-11-22 17:12:40 UTC");
         assert_eq!(latency(-1.0), "-");
         assert_eq!(latency(0.421), "0.42 ms");
