@@ -15,11 +15,14 @@ pub fn routes(handle: Handle, grpc: Router) -> Router {
         .fallback(nothing)
 }
 
+/// Whether a program asks that wants to be answered in gRPC.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
 /// What is not there, in the language of who asks.
 async fn nothing(headers: HeaderMap) -> Response {
-    let is_grpc =
-        headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if is_grpc {
+    if is_grpc(&headers) {
         tonic::Status::unimplemented("this coordinator has no such method; it may be older than you")
             .into_http()
     } else {

@@ -99,7 +99,14 @@ pub async fn start(args: RunArgs) -> anyhow::Result<Server> {
     let admin = Admin::new(handle.clone(), facts);
     let socket = bind_socket(&args.socket)?;
     let tasks = vec![
-        tokio::spawn(listener::serve(listener, acceptor, router, connections, stopping.clone())),
+        tokio::spawn(listener::serve(
+            listener,
+            acceptor,
+            router,
+            connections,
+            listener::Times::default(),
+            stopping.clone(),
+        )),
         tokio::spawn(serve_admin(socket, admin, stopping.clone())),
         tokio::spawn(tick(handle.clone(), stopping.clone())),
         tokio::spawn(renew(identity, stopping)),

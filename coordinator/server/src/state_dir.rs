@@ -21,7 +21,13 @@ pub struct StateDir {
 impl StateDir {
     /// Makes the directory if needed, and locks it.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let whole = || format!("cannot use the state directory {}", path.display());
+        let whole = || {
+            format!(
+                "cannot use the state directory {}; it must be on a file system with room that can be written, or \
+                 choose another with --state-dir",
+                path.display()
+            )
+        };
         DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(whole)?;
         std::fs::set_permissions(path, Permissions::from_mode(0o700)).with_context(whole)?;
         let lock = OpenOptions::new()

@@ -40,7 +40,7 @@ fn every_target_survives_cut_and_garbled_seeds() {
     for (name, run) in TARGETS {
         for seed in files("seeds", name) {
             let whole = fs::read(&seed).unwrap();
-            let step = whole.len() / 32 + 1;
+            let step = whole.len() / 8 + 1;
             for at in (0..whole.len()).step_by(step) {
                 run(&whole[..at]);
                 let mut garbled = whole.clone();

@@ -7,7 +7,7 @@ use std::process::Command;
 use ghostwire_proto::v1;
 use tonic::Code;
 
-use crate::harness::{Files, Machine, OPEN, Server, key_request, mode};
+use crate::harness::{Files, Machine, OPEN, Server, key_request, mode, needs_root};
 
 #[tokio::test]
 async fn users_are_made_listed_and_deleted() {
@@ -184,9 +184,7 @@ async fn files_and_socket_are_private() {
 
 #[tokio::test]
 async fn another_user_is_turned_away_even_where_the_mode_would_let_it_in() {
-    if !nix::unistd::getuid().is_root() {
-        return; // only root can become somebody else
-    }
+    needs_root("to become somebody else");
     let server = Server::start();
     let socket = server.files().socket();
     for path in [server.files().folder.path(), &socket] {

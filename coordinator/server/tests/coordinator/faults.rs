@@ -1,9 +1,5 @@
 //! Bad input and bad luck.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,9 +15,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::Code;
 
-use crate::harness::{Files, Machine, PATIENCE, Server, eventually, node_client, nonce};
+use crate::harness::{Files, Machine, PATIENCE, Server, node_client, nonce};
 
-async fn raw(server: &Server, ca: Fingerprint, alpn: &[u8]) -> TlsStream<TcpStream> {
+pub(crate) async fn raw(server: &Server, ca: Fingerprint, alpn: &[u8]) -> TlsStream<TcpStream> {
     let mut config = tls::client_config(ca).unwrap();
     config.alpn_protocols = vec![alpn.to_vec()];
     let tcp = TcpStream::connect(server.address).await.unwrap();
@@ -29,7 +25,7 @@ async fn raw(server: &Server, ca: Fingerprint, alpn: &[u8]) -> TlsStream<TcpStre
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
 }
 
-async fn get(server: &Server, ca: Fingerprint, path: &str) -> String {
+pub(crate) async fn get(server: &Server, ca: Fingerprint, path: &str) -> String {
     let mut stream = raw(server, ca, b"http/1.1").await;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -184,64 +180,4 @@ async fn an_expired_certificate_is_refused_at_the_start() {
         );
     assert_eq!(join_key.ca, Fingerprint::of(&presented.unwrap()));
     assert_eq!(join_key.addresses[0].to_string(), "mesh.example.com:8080");
-}
-
-/// Starts a server whose state directory is a file system of its own, 4 MiB large, that nobody else sees.
-fn server_on_a_small_disk(files: &Files) -> Server {
-    std::fs::create_dir_all(files.state()).unwrap();
-    let inner = files.command("127.0.0.1:0");
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "--", "sh", "-c"]);
-    command.arg("mount -t tmpfs -o size=4m,mode=0700 tmpfs \"$0\" && exec \"$@\"").arg(files.state());
-    command.arg(inner.get_program()).args(inner.get_args()).env("RUST_LOG", "warn");
-    Server::spawn(files, &mut command)
-}
-
-/// The server's state directory as the server sees it.
-fn seen_by(server: &Server) -> std::path::PathBuf {
-    let root = format!("/proc/{}/root", server.pid());
-    Path::new(&root).join(server.files().state().strip_prefix("/").unwrap())
-}
-
-fn fill(path: &Path) {
-    let mut file = File::create(path).unwrap();
-    for block in [1 << 16, 1 << 10, 1] {
-        while file.write_all(&vec![0; block]).is_ok() {}
-    }
-}
-
-#[tokio::test]
-async fn a_full_disk_refuses_changes_and_recovers_by_itself() {
-    if !nix::unistd::getuid().is_root() {
-        return; // mounting takes root
-    }
-    let files = Files::new();
-    let server = server_on_a_small_disk(&files);
-    let mut admin = server.admin().await;
-    let join_key = admin.reusable("alice@example.com").await;
-    let mut stream = Machine::new("one").join(&join_key).await;
-    let filler = seen_by(&server).join("filler");
-    fill(&filler);
-
-    let create = v1::CreateUserRequest { email: "bob@example.com".to_owned(), ..Default::default() };
-    let refused = admin.0.create_user(create.clone()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
-    assert!(refused.message().contains("nothing was changed: the disk is full"), "{refused}");
-    let refused = admin.set_policy(crate::harness::OPEN).await.unwrap_err();
-    assert_eq!(refused.code(), Code::ResourceExhausted);
-    assert_eq!(Machine::new("two").enroll(&join_key).await.unwrap_err().code(), Code::Unavailable);
-    let status = admin.0.status(v1::ServerStatusRequest {}).await.unwrap().into_inner();
-    assert_eq!((status.users, status.nodes, status.policy_version), (1, 1, 1));
-    assert!(status.problems[0].contains("disk is full"), "{:?}", status.problems);
-    assert!(get(&server, join_key.ca, "/healthz").await.starts_with("HTTP/1.1 503"));
-
-    std::fs::remove_file(&filler).unwrap();
-    admin.0.create_user(create).await.unwrap();
-    Machine::new("two").enroll(&join_key).await.unwrap();
-    stream.until("two", |map| map.peers.len() == 1).await;
-    eventually("the problem is gone", || {
-        let mut admin = admin.clone();
-        async move { admin.0.status(v1::ServerStatusRequest {}).await.unwrap().into_inner().problems.is_empty() }
-    })
-    .await;
 }

@@ -371,6 +371,14 @@ fn apply(known: &mut v1::Snapshot, delta: &v1::Delta) {
     }
 }
 
+/// A test that cannot do its work must not pass.
+pub(crate) fn needs_root(what_for: &str) {
+    assert!(
+        nix::unistd::getuid().is_root(),
+        "this test takes root, {what_for}: run it with `cargo xtask test`"
+    );
+}
+
 /// Waits for a condition.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let wait = async {

@@ -5,6 +5,8 @@ mod administration;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod disk;
+#[cfg(test)]
 mod enrolment;
 #[cfg(test)]
 mod faults;
@@ -12,5 +14,7 @@ mod faults;
 mod harness;
 #[cfg(test)]
 mod load;
+#[cfg(test)]
+mod strangers;
 #[cfg(test)]
 mod stream;
