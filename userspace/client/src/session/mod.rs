@@ -9,7 +9,7 @@
 //! time ──────────────────┘                └── snapshot of itself for `gwctl status`
 //! ```
 //!
-//! Rules it keeps, whatever the order of events (`tests` drives it with random ones against a model):
+//! Rules it keeps, whatever the order of events (`simulation` drives it with random ones):
 //! - a delta is applied to exactly the revision that it was made for; anything else fetches a snapshot;
 //! - one [`Output::Apply`] is under way at a time, always of the newest map: maps are whole, so the ones
 //!   between may be skipped, and are never applied late;
@@ -17,7 +17,10 @@
 //! - losing the coordinator changes nothing in the data plane.
 
 pub mod backoff;
+mod events;
 pub mod map;
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +33,7 @@ use ghostwire_proto::v1::goodbye::Reason;
 use ghostwire_proto::v1::node_message::Message as Outgoing;
 
 use self::backoff::Backoff;
+pub use self::events::{Desired, Input, Output, Report, State};
 use self::map::{NetworkMap, Weight};
 use crate::pb;
 
@@ -44,87 +48,6 @@ pub const RECONCILE: Duration = Duration::from_mins(1);
 /// After `REPLACED` or `EXPIRED`, coming back at once would only repeat it.
 pub const UNWANTED: Duration = Duration::from_mins(2);
 
-/// What happens to a node.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// The user wants the node up; it is enrolled.
-    Up,
-    /// The user wants every trace removed.
-    Down,
-    /// Policy should only report, or enforce again.
-    Shadow(bool),
-    /// A stream is open and the coordinator has accepted our hello, sent with [`Session::resume`].
-    Opened {
-        /// The coordinator's address.
-        coordinator: String,
-    },
-    /// A message on the stream.
-    Received(Box<pb::CoordinatorMessage>),
-    /// No stream: it ended, or could not be opened.
-    Closed {
-        /// For people.
-        why: String,
-    },
-    /// The data plane has done, or tried, what was asked.
-    Applied(Report),
-    /// The map could not be written.
-    NotSaved {
-        /// For people.
-        why: String,
-    },
-    /// The map is on disk.
-    Saved,
-    /// What we tell about ourselves has changed.
-    About(Box<pb::NodeUpdate>),
-    /// Somebody has changed the data plane behind our back.
-    Disturbed,
-    /// Nothing happened, but a timer may be due.
-    Tick,
-}
-
-/// The data plane's answer to [`Output::Apply`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Which [`Output::Apply`].
-    pub ticket: u64,
-    /// The kernel has all of it.
-    pub complete: bool,
-    /// Generation that the kernel enforces now, 0: none.
-    pub enforced: u32,
-    /// What is wrong, why, what to do.
-    pub problems: Vec<String>,
-}
-
-/// What is to be done.
-#[derive(Clone, Debug)]
-pub enum Output {
-    /// Open a stream; answer with `Opened` or `Closed`.
-    Connect,
-    /// Close the stream, or stop opening one. No answer.
-    Disconnect,
-    /// Say this on the stream.
-    Send(Box<pb::NodeMessage>),
-    /// Make the data plane so; answer with `Applied`.
-    Apply(Desired),
-    /// Remove every trace from the system.
-    TearDown,
-    /// Write the map; answer with `Saved` or `NotSaved`.
-    SaveMap(Arc<NetworkMap>),
-    /// Forget map and membership: the coordinator has deleted this node.
-    ForgetNetwork,
-}
-
-/// The data plane as it should be.
-#[derive(Clone, Debug)]
-pub struct Desired {
-    /// For the answer.
-    pub ticket: u64,
-    /// The network.
-    pub map: Arc<NetworkMap>,
-    /// Policy reports and lets pass.
-    pub shadow: bool,
-}
-
 /// Where the stream is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stream {
@@ -136,34 +59,6 @@ enum Stream {
     Opening,
     /// Open.
     Open { last_received: Instant, next_keep_alive: Instant },
-}
-
-/// The node's state in a word, as `gwctl status` shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Down.
-    Stopped,
-    /// Up, with no map yet.
-    Connecting,
-    /// Up, coordinator there.
-    Running,
-    /// Up, on the stored map.
-    Offline,
-    /// The coordinator deleted this node.
-    Removed,
-}
-
-impl State {
-    /// The word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stopped => "stopped",
-            Self::Connecting => "connecting",
-            Self::Running => "running",
-            Self::Offline => "offline",
-            Self::Removed => "removed",
-        }
-    }
 }
 
 /// See the module.
