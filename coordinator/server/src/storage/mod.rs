@@ -1,4 +1,5 @@
-//! Durable state behind a trait. A commit is all or nothing and survives a power cut once it has returned.
+//! Durable state behind a trait. What was written survives a power cut once it is finished, and not before; what
+//! belongs together is there whole or not at all.
 
 use std::sync::Arc;
 
@@ -72,7 +73,7 @@ pub struct Stored {
 }
 
 /// Why state was not read or written.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum StorageError {
     /// No room.
     #[error("the disk is full: {0}")]
@@ -100,7 +101,7 @@ pub enum StorageError {
     },
     /// Anything else.
     #[error("the database failed: {0}")]
-    Database(#[source] rusqlite::Error),
+    Database(#[source] Arc<rusqlite::Error>),
 }
 
 /// Where state lives.
@@ -108,8 +109,21 @@ pub trait Storage: Send {
     /// Reads everything; makes a new network from `seed` if there is none.
     fn load(&mut self, seed: Seed) -> Result<Stored, StorageError>;
 
-    /// Writes all of `changes` or none.
-    fn commit(&mut self, changes: &[Change]) -> Result<(), StorageError>;
+    /// Writes all of `changes` or none. They join what was written before, if that is not finished yet.
+    fn write(&mut self, changes: &[Change]) -> Result<(), StorageError>;
+
+    /// Makes durable what was written since the last time, or forgets all of it.
+    fn finish(&mut self) -> Result<(), StorageError>;
+
+    /// Whether something waits to be finished. False after a [`Self::write`] that failed so badly that it took with
+    /// it what was written before.
+    fn is_open(&self) -> bool;
+
+    /// Writes all of `changes` or none, durably.
+    fn commit(&mut self, changes: &[Change]) -> Result<(), StorageError> {
+        self.write(changes)?;
+        self.finish()
+    }
 
     /// A policy that was in force.
     fn policy_version(&self, version: u32) -> Result<Option<PolicyVersion>, StorageError>;

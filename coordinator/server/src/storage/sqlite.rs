@@ -1,6 +1,8 @@
-//! State in SQLite: write-ahead log, every commit synced to disk before it returns.
+//! State in SQLite: write-ahead log, every commit synced to disk before it returns. Writes that come together share a
+//! transaction, each in a savepoint of its own, and so one sync.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
@@ -15,6 +17,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Sqlite {
     connection: Connection,
+    /// The open transaction failed and could not be rolled back: nothing of it may ever be committed.
+    tainted: bool,
 }
 
 impl Sqlite {
@@ -49,7 +53,24 @@ impl Sqlite {
                 .map_err(storage_error)?;
         }
         migrations::run(&mut connection)?;
-        Ok(Self { connection })
+        Ok(Self { connection, tainted: false })
+    }
+
+    fn execute(&self, sql: &str) -> Result<(), StorageError> {
+        self.connection.execute_batch(sql).map_err(storage_error)
+    }
+
+    fn write_in_savepoint(&self, changes: &[Change]) -> Result<(), StorageError> {
+        self.execute("SAVEPOINT changes")?;
+        changes.iter().try_for_each(|change| rows::write(&self.connection, change)).map_err(storage_error)?;
+        self.execute("RELEASE changes")
+    }
+
+    /// Forgets the open transaction; taints the connection as long as that does not work.
+    fn roll_back(&mut self) -> Result<(), StorageError> {
+        let rolled_back = if self.connection.is_autocommit() { Ok(()) } else { self.execute("ROLLBACK") };
+        self.tainted = !self.connection.is_autocommit();
+        rolled_back
     }
 
     fn version_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<PolicyVersion> {
@@ -79,16 +100,42 @@ impl Storage for Sqlite {
         Ok(stored)
     }
 
-    fn commit(&mut self, changes: &[Change]) -> Result<(), StorageError> {
-        // Dropped without a commit, a transaction rolls back.
-        let transaction = self
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(storage_error)?;
-        for change in changes {
-            rows::write(&transaction, change).map_err(storage_error)?;
+    fn write(&mut self, changes: &[Change]) -> Result<(), StorageError> {
+        if self.tainted {
+            self.roll_back()?;
         }
-        transaction.commit().map_err(storage_error)
+        let begins = !self.is_open();
+        if begins {
+            self.execute("BEGIN IMMEDIATE")?;
+        }
+        let written = self.write_in_savepoint(changes);
+        if written.is_err() {
+            // Some failures (a full disk, I/O, memory) have ended the whole transaction already.
+            let undo = self.is_open() && !begins;
+            if !undo || self.execute("ROLLBACK TO changes; RELEASE changes").is_err() {
+                let _ = self.roll_back();
+            }
+        }
+        written
+    }
+
+    fn finish(&mut self) -> Result<(), StorageError> {
+        if self.tainted {
+            return self.roll_back();
+        }
+        if !self.is_open() {
+            return Ok(());
+        }
+        let committed = self.execute("COMMIT");
+        // A commit that fails leaves the transaction open.
+        if committed.is_err() && self.is_open() {
+            let _ = self.roll_back();
+        }
+        committed
+    }
+
+    fn is_open(&self) -> bool {
+        !self.tainted && !self.connection.is_autocommit()
     }
 
     fn policy_version(&self, version: u32) -> Result<Option<PolicyVersion>, StorageError> {
@@ -118,7 +165,7 @@ pub(super) fn storage_error(error: rusqlite::Error) -> StorageError {
         Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::SystemIoFailure) => {
             StorageError::ReadOnly(text)
         }
-        _ => StorageError::Database(error),
+        _ => StorageError::Database(Arc::new(error)),
     }
 }
 
@@ -170,6 +217,44 @@ mod tests {
         assert!(storage.commit(&changes).is_err());
         assert!(!network.users.is_empty());
         assert!(storage.load(testing::seed()).unwrap().network.users.is_empty());
+    }
+
+    #[test]
+    fn what_fails_takes_nothing_with_it_that_was_written_before_or_after() {
+        let mut storage = Sqlite::in_memory().unwrap();
+        storage.load(testing::seed()).unwrap();
+        let (network, changes) = testing::busy_network();
+        let failing = Change::PutGeneration {
+            node: crate::model::NodeId(999),
+            generation: 1,
+            digest: crate::view::FilterDigest([0; 32]),
+        };
+        let (first, second) = changes.split_at(changes.len() / 2);
+        storage.write(first).unwrap();
+        // Half of it would fit; all of it goes.
+        let user = Arc::new(crate::model::User {
+            id: "u9".to_owned(),
+            ..(**network.users.values().next().unwrap()).clone()
+        });
+        assert!(storage.write(&[Change::PutUser(user), failing]).is_err());
+        assert!(storage.is_open(), "what was written before waits");
+        storage.write(second).unwrap();
+        storage.finish().unwrap();
+        assert!(!storage.is_open());
+        let loaded = storage.load(testing::seed()).unwrap().network;
+        assert_eq!(loaded.users, network.users);
+        assert_eq!(loaded.nodes, network.nodes);
+    }
+
+    #[test]
+    fn what_is_not_finished_is_not_there_after_a_crash() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let mut storage = Sqlite::open(&path).unwrap();
+        storage.load(testing::seed()).unwrap();
+        storage.write(&testing::busy_network().1).unwrap();
+        drop(storage);
+        assert!(Sqlite::open(&path).unwrap().load(testing::seed()).unwrap().network.users.is_empty());
     }
 
     #[test]

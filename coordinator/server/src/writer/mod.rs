@@ -1,8 +1,10 @@
 //! The one writer: a thread that owns the storage and makes every change.
 //!
-//! Jobs come through a bounded queue. A job drafts a change, the writer stores it, and only then is it part of the
-//! network. When the queue is empty (or after a batch, so that a flood does not delay the news) the writer
-//! publishes a new [`World`] and wakes the streams that it concerns. Readers never wait for the writer.
+//! Jobs come through a bounded queue. A job drafts a change and writes it; when the queue is empty (or after a
+//! batch, so that a flood does not delay the news) the writer makes the batch durable, publishes a new [`World`],
+//! wakes the streams that it concerns, and only then answers. So one sync to disk serves all who asked meanwhile,
+//! and nobody is told anything that a crash could take back. A job that fails fails alone ([`batch`]). Readers never
+//! wait for the writer.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -23,16 +25,25 @@ use crate::stream::history::History;
 use crate::view::{Generations, World};
 use crate::{clock, model};
 
+mod batch;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
+use batch::{Answer, Batch};
 pub use sessions::{ConnectError, Connected, Farewell, Presence, Session};
 
 const QUEUE: usize = 1024;
 /// Jobs between two publications under load.
 const BATCH: usize = 256;
 
-type Job = Box<dyn FnOnce(&mut Writer) + Send>;
-type AfterPublish = Box<dyn FnOnce(&Arc<World>) + Send>;
+/// What the writer does next.
+enum Job {
+    /// Something that is made durable together with its neighbours.
+    Shared(Box<dyn FnOnce(&mut Writer) -> Answer + Send>),
+    /// Something that sees, and leaves behind, nothing that is not durable.
+    Alone(Box<dyn FnOnce(&mut Writer) + Send>),
+}
 
 /// Why a change was not made.
 #[derive(Debug, Error)]
@@ -102,36 +113,52 @@ impl Handle {
         self.revisions.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Runs `job` on the writer. `None` if it has stopped.
+    /// Runs `job` on the writer when all before it is durable. `None` if it has stopped.
     pub async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Writer) -> T + Send + 'static,
     ) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(move |writer: &mut Writer| drop(reply.send(job(writer))));
-        self.jobs.send(job).await.ok()?;
+        self.jobs.send(Job::Alone(job)).await.ok()?;
         answer.await.ok()
     }
 
-    /// Runs `job` on the writer and answers once what it changed can be read in [`Self::world`].
-    async fn run_and_publish<T: Send + 'static, E: std::error::Error + Send + 'static>(
+    /// Runs `job` as part of a batch and answers once what it changed is durable and can be read in
+    /// [`Self::world`]. `on_failure`: what to answer when the batch cannot be made durable and the world is what it
+    /// was.
+    async fn share<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&mut Writer) -> Result<T, WriteError<E>> + Send + 'static,
-    ) -> Result<(T, Arc<World>), WriteError<E>> {
-        let (reply, published) = oneshot::channel();
-        let value = self
-            .run(move |writer| {
-                let value = job(writer)?;
-                writer.after_publish.push(Box::new(move |world: &Arc<World>| {
-                    // Nobody waits any more if the request was cancelled.
-                    let _ = reply.send(world.clone());
-                }));
-                Ok(value)
+        job: impl FnOnce(&mut Writer) -> T + Send + 'static,
+        on_failure: impl FnOnce(T, &StorageError, &World) -> T + Send + 'static,
+    ) -> Option<(T, Arc<World>)> {
+        let (reply, answer) = oneshot::channel();
+        let job = Box::new(move |writer: &mut Writer| -> Answer {
+            let value = job(writer);
+            Box::new(move |stored: Result<(), &StorageError>, world: &Arc<World>| {
+                let value = match stored {
+                    Ok(()) => value,
+                    Err(error) => on_failure(value, error, world),
+                };
+                // Nobody waits any more if the request was cancelled.
+                let _ = reply.send((value, world.clone()));
             })
-            .await
-            .unwrap_or(Err(WriteError::Stopped))?;
-        let world = published.await.map_err(|_| WriteError::Stopped)?;
-        Ok((value, world))
+        });
+        self.jobs.send(Job::Shared(job)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Makes a change as part of a batch. What the change was refused for may have come with the batch, so nothing
+    /// that was said in a batch that fails is true.
+    async fn share_change<T: Send + 'static, E: std::error::Error + Send + 'static>(
+        &self,
+        actor: String,
+        change: impl FnOnce(&mut Draft) -> Result<T, E> + Send + 'static,
+    ) -> Result<(T, Arc<World>), WriteError<E>> {
+        let failed = |_, error: &StorageError, _: &World| Err(WriteError::Storage(error.clone()));
+        let shared = self.share(move |writer| writer.change(&actor, change), failed).await;
+        let (result, world) = shared.ok_or(WriteError::Stopped)?;
+        result.map(|value| (value, world))
     }
 
     /// Makes a change and answers once it is stored and published.
@@ -144,7 +171,7 @@ impl Handle {
         T: Send + 'static,
         E: std::error::Error + Send + 'static,
     {
-        self.run_and_publish(move |writer| writer.change(&actor, change)).await.map(|(value, _)| value)
+        self.share_change(actor, change).await.map(|(value, _)| value)
     }
 
     /// The same, and tells how many nodes see the network differently since.
@@ -158,7 +185,7 @@ impl Handle {
         E: std::error::Error + Send + 'static,
     {
         let before = self.world();
-        let (value, after) = self.run_and_publish(move |writer| writer.change(&actor, change)).await?;
+        let (value, after) = self.share_change(actor, change).await?;
         Ok((value, after.views_changed_since(&before)))
     }
 
@@ -174,7 +201,7 @@ pub struct Writer {
     network: Arc<Network>,
     published: Arc<World>,
     shared: Arc<ArcSwap<World>>,
-    after_publish: Vec<AfterPublish>,
+    batch: Batch,
     sessions: HashMap<NodeId, Arc<Session>>,
     histories: HashMap<NodeId, History>,
     /// Nodes whose time of last contact is newer in memory than in storage.
@@ -191,39 +218,13 @@ pub fn start(
     stored: Stored,
     ephemeral_grace: Duration,
 ) -> anyhow::Result<(Handle, JoinHandle<()>)> {
-    let network = Arc::new(stored.network);
-    let generations: Generations = stored
-        .generations
-        .into_iter()
-        .map(|(node, generation, digest)| (node, (generation, digest)))
-        .collect();
-    let world = Arc::new(
-        World::first(network.clone(), &generations)
-            .map_err(|errors| anyhow::anyhow!("the stored policy cannot be resolved: {errors}"))?,
-    );
-    let shared = Arc::new(ArcSwap::new(world.clone()));
-    let problems = Arc::new(Problems::default());
+    let boots = u64::from(stored.boots);
+    let mut writer = Writer::new(storage, stored, ephemeral_grace)?;
+    let (world, problems) = (writer.shared.clone(), writer.problems.clone());
     let (jobs, queue) = mpsc::channel(QUEUE);
-    let mut writer = Writer {
-        storage,
-        network,
-        published: world.clone(),
-        shared: shared.clone(),
-        after_publish: Vec::new(),
-        sessions: HashMap::new(),
-        histories: HashMap::new(),
-        unsaved: HashSet::new(),
-        problems: problems.clone(),
-        ephemeral_grace,
-        next_session: 1,
-        stopping: false,
-    };
-    // What an earlier run stored but did not live to announce.
-    let known = |node: NodeId| generations.get(&node).copied();
-    writer.storage.commit(&new_generations(&world, known))?;
     let thread = std::thread::Builder::new().name("writer".to_owned()).spawn(move || writer.work(queue))?;
-    let revisions = Arc::new(AtomicU64::new(u64::from(stored.boots) << 32));
-    Ok((Handle { jobs, world: shared, problems, revisions }, thread))
+    let revisions = Arc::new(AtomicU64::new(boots << 32));
+    Ok((Handle { jobs, world, problems, revisions }, thread))
 }
 
 /// The generations that differ from those known.
@@ -244,24 +245,70 @@ fn new_generations(
 }
 
 impl Writer {
+    /// Announces what an earlier run stored but did not live to announce.
+    fn new(storage: Box<dyn Storage>, stored: Stored, ephemeral_grace: Duration) -> anyhow::Result<Self> {
+        let network = Arc::new(stored.network);
+        let generations: Generations = stored
+            .generations
+            .into_iter()
+            .map(|(node, generation, digest)| (node, (generation, digest)))
+            .collect();
+        let world = Arc::new(
+            World::first(network.clone(), &generations)
+                .map_err(|errors| anyhow::anyhow!("the stored policy cannot be resolved: {errors}"))?,
+        );
+        let mut writer = Self {
+            storage,
+            batch: Batch::new(network.clone()),
+            network,
+            published: world.clone(),
+            shared: Arc::new(ArcSwap::new(world.clone())),
+            sessions: HashMap::new(),
+            histories: HashMap::new(),
+            unsaved: HashSet::new(),
+            problems: Arc::default(),
+            ephemeral_grace,
+            next_session: 1,
+            stopping: false,
+        };
+        let known = |node: NodeId| generations.get(&node).copied();
+        writer.storage.commit(&new_generations(&world, known))?;
+        Ok(writer)
+    }
+
     fn work(&mut self, mut queue: mpsc::Receiver<Job>) {
         while let Some(job) = queue.blocking_recv() {
-            job(self);
+            self.perform(job);
             let mut count = 1;
-            while count < BATCH {
+            while count < BATCH && !self.stopping {
                 let Ok(job) = queue.try_recv() else { break };
-                job(self);
+                self.perform(job);
                 count += 1;
             }
-            self.publish();
+            self.finish();
             if self.stopping {
                 break;
             }
         }
         self.save_presence();
+        self.finish();
     }
 
-    /// Drafts a change, stores it, makes it part of the network.
+    fn perform(&mut self, job: Job) {
+        match job {
+            Job::Shared(job) => {
+                let answer = job(self);
+                self.batch.answers.push(answer);
+            }
+            Job::Alone(job) => {
+                self.finish();
+                job(self);
+                self.finish();
+            }
+        }
+    }
+
+    /// Drafts a change, writes it, makes it part of the network. It is durable when the batch is finished.
     pub fn change<T, E: std::error::Error>(
         &mut self,
         actor: &str,
@@ -270,72 +317,24 @@ impl Writer {
         let mut draft = Draft::new(&self.network, actor, clock::now());
         let value = change(&mut draft).map_err(WriteError::Refused)?;
         let (network, changes) = draft.into_parts();
-        self.store(&changes)?;
+        self.write(&changes)?;
         self.network = Arc::new(network);
         Ok(value)
     }
 
     /// Changes what is true only while this process runs.
-    fn change_in_memory(&mut self, id: NodeId, change: impl FnOnce(&mut model::Node)) {
+    fn change_in_memory(&mut self, id: NodeId, change: impl Fn(&mut model::Node) + Send + 'static) {
+        self.apply_in_memory(id, &change);
+        self.batch.in_memory.push((id, Box::new(change)));
+    }
+
+    fn apply_in_memory(&mut self, id: NodeId, change: &dyn Fn(&mut model::Node)) {
         let mut draft = Draft::new(&self.network, "system", clock::now());
         let Some(node) = draft.network().nodes.get(&id) else { return };
         let mut node = (**node).clone();
         change(&mut node);
         draft.put_node_in_memory(node);
         self.network = Arc::new(draft.into_parts().0);
-    }
-
-    fn store(&mut self, changes: &[Change]) -> Result<(), StorageError> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let result = self.storage.commit(changes);
-        let problem = result
-            .as_ref()
-            .err()
-            .map(|error| format!("changes are refused until the database can be written again: {error}"));
-        self.problems.set("storage", problem);
-        result
-    }
-
-    /// Announces what was stored since the last time, and answers who waits for that. What cannot be announced now
-    /// is announced after the next job; the clock sends one every second.
-    fn publish(&mut self) {
-        if !Arc::ptr_eq(&self.network, &self.published.network) {
-            self.publish_network();
-        }
-        let world = self.published.clone();
-        self.after_publish.drain(..).for_each(|reply| reply(&world));
-    }
-
-    fn publish_network(&mut self) {
-        let world = match self.published.next(self.network.clone()) {
-            Ok(world) => world,
-            Err(errors) => {
-                let problem =
-                    format!("the last change cannot be announced; nodes keep what they have: {errors}");
-                self.problems.set("policy", Some(problem));
-                return;
-            }
-        };
-        self.problems.set("policy", None);
-        let old = self.published.clone();
-        if !Arc::ptr_eq(&old.views, &world.views) {
-            let known = |node: NodeId| old.views.get(&node).map(|view| (view.generation.get(), view.digest));
-            // Generations must never go back, so nodes hear of a filter only once its generation is stored.
-            if let Err(error) = self.store(&new_generations(&world, known)) {
-                warn!(%error, "filters wait to be announced");
-                return;
-            }
-        }
-        let world = Arc::new(world);
-        self.published = world.clone();
-        self.shared.store(world.clone());
-        for node in world.affected(&old, self.sessions.keys().copied()) {
-            if let Some(session) = self.sessions.get(&node) {
-                session.wake();
-            }
-        }
     }
 
     /// Does what time demands; called every second.

@@ -13,9 +13,10 @@ use super::{Handle, WriteError, Writer};
 use crate::clock;
 use crate::model::NodeId;
 use crate::node_update::NodeUpdate;
-use crate::storage::Change;
+use crate::storage::{Change, StorageError};
 use crate::stream::delta::Told;
 use crate::stream::history::History;
+use crate::view::World;
 
 /// An open stream, as the writer knows it.
 #[derive(Debug, Default)]
@@ -105,36 +106,45 @@ pub enum ConnectError {
 impl Handle {
     /// Opens a stream. Answers once the node's state is published.
     pub async fn connect(&self, presence: Presence) -> Result<Connected, WriteError<ConnectError>> {
-        self.run_and_publish(move |writer| writer.connect(presence)).await.map(|(connected, _)| connected)
+        // A node that is known is let in whether or not what it says about itself can be stored: its stream works
+        // without, and it says the same again next time. One that came with the same batch is not known.
+        let anyway = |result: Result<Connected, _>, error: &StorageError, world: &World| match result {
+            Ok(connected) if !world.network.nodes.contains_key(&connected.node) => {
+                Err(WriteError::Storage(error.clone()))
+            }
+            result => {
+                warn!(%error, "what a node says about itself is not stored");
+                result
+            }
+        };
+        let shared = self.share(move |writer| writer.connect(presence), anyway).await;
+        shared.map_or(Err(WriteError::Stopped), |(connected, _)| connected)
     }
 
     /// Closes a stream.
     pub async fn disconnect(&self, node: NodeId, session: Arc<Session>, history: History) {
-        let _ = self.run(move |writer| writer.disconnect(node, &session, history)).await;
+        let done = |(), _: &StorageError, _: &World| ();
+        self.share(move |writer| writer.disconnect(node, &session, history), done).await;
     }
 
     /// Takes what a node says about itself.
     pub async fn update_node(&self, node: NodeId, update: NodeUpdate) -> Result<(), WriteError<Infallible>> {
-        self.run(move |writer| {
-            writer.change(&format!("node:{node}"), |draft| {
-                update.apply(draft, node);
-                Ok(())
-            })
+        self.change(format!("node:{node}"), move |draft| {
+            update.apply(draft, node);
+            Ok(())
         })
         .await
-        .unwrap_or(Err(WriteError::Stopped))
     }
 
     /// Takes what a node reports about its enforcement.
     pub async fn report(&self, node: NodeId, enforced_generation: u32, problems: Vec<String>) {
-        let _ = self
-            .run(move |writer| {
-                writer.change_in_memory(node, |node| {
-                    node.enforced_generation = enforced_generation;
-                    node.problems = problems;
-                });
-            })
-            .await;
+        let report = move |writer: &mut Writer| {
+            writer.change_in_memory(node, move |node| {
+                node.enforced_generation = enforced_generation;
+                node.problems.clone_from(&problems);
+            });
+        };
+        self.share(report, |(), _, _| ()).await;
     }
 
     /// Ends every stream.
@@ -160,15 +170,15 @@ impl Writer {
                 update.apply(draft, node.id);
                 Ok(())
             });
-            // The node is known and its stream works without; it says the same again next time.
             if let Err(error) = stored {
                 warn!(node = %node.name, %error, "what the node says about itself is not stored");
             }
         }
-        self.change_in_memory(node.id, |node| {
+        let (now, version) = (clock::now(), presence.version);
+        self.change_in_memory(node.id, move |node| {
             node.online = true;
-            node.last_seen = clock::now();
-            node.version = presence.version;
+            node.last_seen = now;
+            node.version.clone_from(&version);
         });
         self.unsaved.insert(node.id);
         let session = Arc::new(Session { number: self.next_session, ..Session::default() });
@@ -197,9 +207,10 @@ impl Writer {
             return;
         }
         self.histories.insert(node, history);
-        self.change_in_memory(node, |node| {
+        let now = clock::now();
+        self.change_in_memory(node, move |node| {
             node.online = false;
-            node.last_seen = clock::now();
+            node.last_seen = now;
         });
         self.unsaved.insert(node);
     }
@@ -217,8 +228,8 @@ impl Writer {
             .filter_map(|id| self.network.nodes.get(id))
             .map(|node| Change::PutNode(node.clone()))
             .collect();
-        match self.store(&changes) {
-            Ok(()) => self.unsaved.clear(),
+        match self.write(&changes) {
+            Ok(()) => self.batch.saves_presence = true,
             Err(error) => debug!(%error, "times of last contact are not stored yet"),
         }
     }
