@@ -4,12 +4,15 @@
 //! Compares meaning, not text: rules by the (source, destination, protocol, port) tuples that they admit
 //! ([`meaning`]), peers by name and allowed prefixes, refusals by the message being part of ours.
 //!
-//! A case leaves some things open, and any reading that explains a node's view will do:
-//! - Which of several routers of a subnet is the primary one; but it is one for the whole case.
-//! - Whether a route that the node offers and the policy's `autoApprovers` approve, but that is not listed as
-//!   approved, had reached a node when its view was captured.
-//! - What a single IPv6 address in a rule meant: nodes' IPv6 addresses in the cases were renumbered after the
-//!   capture, addresses in policies were not, so one that is a node's may not have been.
+//! A case leaves some things open, and no policy engine could tell them from what is in it:
+//! - Which of several routers of a subnet is the primary one. It was elected by who came first, which a case does
+//!   not say; it is whom the case shows as such, and one for the whole case.
+//! - Whether a route that a node offers and the policy's `autoApprovers` approve, but that is not listed as approved,
+//!   had reached a node when its view was captured. Views were captured one after the other; in one case some have
+//!   the route and some do not, so each view may be from before or after.
+//! - What a single IPv6 address in a rule meant where the nodes were renumbered after the capture (their addresses are
+//!   then one small number in both families): it may be a node's now that was nobody's. One reading must explain
+//!   the whole case.
 
 mod case;
 mod meaning;
