@@ -7,11 +7,11 @@ use ghostwire_proto::join_key::JoinKey;
 use ghostwire_proto::keys::Fingerprint;
 use ghostwire_proto::v1::{self, node_message};
 use ghostwire_proto::{proof, tls};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_rustls::client::TlsStream;
 use tonic::Code;
 
@@ -180,4 +180,32 @@ async fn an_expired_certificate_is_refused_at_the_start() {
         );
     assert_eq!(join_key.ca, Fingerprint::of(&presented.unwrap()));
     assert_eq!(join_key.addresses[0].to_string(), "mesh.example.com:8080");
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_while_the_server_runs_is_refused_by_nodes() {
+    let (authority, key) = (rcgen::KeyPair::generate().unwrap(), rcgen::KeyPair::generate().unwrap());
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    let root = params.self_signed(&authority).unwrap().der().clone();
+    let mut leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    leaf.not_after = time::OffsetDateTime::now_utc() - Duration::from_hours(1);
+    let leaf = leaf.signed_by(&key, &rcgen::Issuer::new(params, authority)).unwrap().der().clone();
+    let ca = Fingerprint::of(&root);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf, root], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        // The node hangs up in the middle of it.
+        let _ = TlsAcceptor::from(Arc::new(config)).accept(stream).await;
+    });
+    let error = ghostwire_proto::channel::coordinator(&address.into(), ca).await.unwrap_err().to_string();
+    assert!(error.contains("certificate expired"), "{error}");
 }
