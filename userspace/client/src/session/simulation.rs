@@ -503,11 +503,10 @@ impl World {
     fn settle_disk(&mut self) {
         for _ in 0..4 {
             self.finish_save(true);
+            // The coordinator is heard all the time.
+            self.receive(Incoming::KeepAlive(pb::KeepAlive::default()));
             self.now += LAZY_SAVE;
             self.input(Input::Tick);
-            if self.line == Line::Open {
-                self.receive(Incoming::KeepAlive(pb::KeepAlive::default()));
-            }
             while self.under_way.is_some() {
                 self.finish_apply(true);
             }
