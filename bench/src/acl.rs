@@ -1,9 +1,18 @@
 //! What access control costs per packet.
 //!
-//! [`kernel`] measures programs by `BPF_PROG_TEST_RUN`, less an empty program; [`wire`] measures real datagrams
-//! over a loopback device with nothing, with our ingress program, and with nftables at the same hook; [`policies`]
-//! makes the policies that both enforce.
+//! ```text
+//! policies ─> images ─┬─> kernel   nanoseconds per packet by BPF_PROG_TEST_RUN, over an empty program
+//!                     │    └─ steps  the same for the parts that every packet needs
+//!                     └─> wire     real datagrams over a loopback device: with nothing, with our program,
+//!                          └─ nft    and with nftables
+//! samples: a neighbour on the machine slows everything by the same factor, so everything is paired
+//! bpf: the system calls
+//! ```
 
+pub mod bpf;
 pub mod kernel;
+pub mod nft;
 pub mod policies;
+pub mod samples;
+pub mod steps;
 pub mod wire;

@@ -1,102 +1,120 @@
-//! Real datagrams over the loopback device of a network namespace: sent, looped, judged at ingress, delivered to a
-//! socket whose buffer is full. One thread and one processor do all of it, so time per packet is the path's cost.
+//! Real datagrams: written into a TUN device, a layer 3 device like WireGuard's, received there, judged, routed and
+//! delivered to a socket whose buffer is full. All of it happens in the system call that writes, so time per call is
+//! the cost of the path.
 
-use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
-use super::policies::OWN;
+use super::policies::OWN4;
 
-/// Packets of one measurement, in slices so short that some are not interrupted.
-const SLICES: u32 = 60;
-const BATCHES: u32 = 32;
-const BATCH: u32 = 64;
+/// Name of the device.
+pub const DEVICE: &str = "gwbench";
+/// Datagrams of one slice, short enough that most are not interrupted.
+pub const SLICE: u32 = 200;
 
-/// Moves this thread into a namespace of its own, where every address of the overlay and of the benchmark's subnets
-/// is local, and onto one processor.
-pub fn enter_namespace() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace (root is needed)")?;
+/// Moves this thread onto one processor.
+pub fn stay_on_one_processor() -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(0)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus)?;
-    for arguments in
-        ["link set lo up", "route add local 100.64.0.0/16 dev lo", "route add local 10.0.0.0/8 dev lo"]
-    {
-        let status = Command::new("ip").args(arguments.split(' ')).status().context("running ip")?;
-        ensure!(status.success(), "ip {arguments}: {status}");
-    }
-    Ok(())
+    Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
 }
 
-/// A sender and a receiver that nobody reads from.
-pub struct Flow {
-    sender: UdpSocket,
-    _receiver: UdpSocket,
+/// Moves this thread into a network namespace of its own, which lives as long as a socket or a thread is in it.
+pub fn enter_namespace() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace (root is needed)")
 }
 
-impl Flow {
-    /// From a peer to a port of this node.
-    pub fn new(src: Ipv4Addr, port: u16) -> Result<Self> {
-        let receiver = UdpSocket::bind((OWN, port)).context("binding the receiver")?;
-        let sender = UdpSocket::bind((src, 40_000)).context("binding the sender")?;
-        sender.connect((OWN, port))?;
-        Ok(Self { sender, _receiver: receiver })
-    }
+/// A device in a namespace of its own, and a datagram that arrives there.
+pub struct Tunnel {
+    device: File,
+    receiver: UdpSocket,
+    peer: (IpAddr, u16),
+    datagram: Vec<u8>,
+}
 
-    /// Nanoseconds per packet in the best slice.
-    pub fn measure(&self) -> Result<f64> {
-        let mut payload = [0_u8; 64];
-        let mut vector = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
-        // SAFETY: all zero is a valid mmsghdr; the vector and the payload outlive the calls.
-        let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
-        message.msg_hdr.msg_iov = &raw mut vector;
-        message.msg_hdr.msg_iovlen = 1;
-        let mut messages = [message; BATCH as usize];
-        let mut best = f64::MAX;
-        for _ in 0..SLICES {
-            let started = Instant::now();
-            for _ in 0..BATCHES {
-                // SAFETY: an array of BATCH messages.
-                let sent =
-                    unsafe { libc::sendmmsg(self.sender.as_raw_fd(), messages.as_mut_ptr(), BATCH, 0) };
-                ensure!(sent == i32::try_from(BATCH)?, "sendmmsg: {}", std::io::Error::last_os_error());
-            }
-            best = best.min(started.elapsed().as_secs_f64() * 1e9 / f64::from(BATCHES * BATCH));
+impl Tunnel {
+    /// For datagrams from a peer to a port of this node. The calling thread is in the namespace afterwards.
+    pub fn new(peer: Ipv4Addr, port: u16) -> Result<Self> {
+        const PEER_PORT: u16 = 40_000;
+        enter_namespace()?;
+        let device = tun_device()?;
+        for arguments in [
+            "link set lo up".to_owned(),
+            format!("address add {OWN4}/16 dev {DEVICE}"),
+            format!("link set {DEVICE} up"),
+        ] {
+            let status = Command::new("ip").args(arguments.split(' ')).status().context("running ip")?;
+            ensure!(status.success(), "ip {arguments}: {status}");
         }
-        Ok(best)
+        let receiver = UdpSocket::bind((OWN4, port)).context("binding the receiver")?;
+        let datagram = datagram((peer, PEER_PORT), (OWN4, port));
+        Ok(Self { device, receiver, peer: (peer.into(), PEER_PORT), datagram })
+    }
+
+    /// Lets the datagram in, and an answer out.
+    pub fn answer(&mut self) -> Result<()> {
+        self.device.write_all(&self.datagram)?;
+        self.receiver.send_to(&[0], self.peer)?;
+        Ok(())
+    }
+
+    /// Whether the datagram arrives. Until [`Tunnel::slice`] has filled the receiver's buffer, that is.
+    pub fn arrives(&mut self) -> Result<bool> {
+        self.receiver.set_nonblocking(true)?;
+        let mut buffer = [0; 128];
+        while self.receiver.recv(&mut buffer).is_ok() {}
+        self.device.write_all(&self.datagram)?;
+        Ok(self.receiver.recv(&mut buffer).is_ok())
+    }
+
+    /// Nanoseconds per datagram.
+    pub fn slice(&mut self) -> Result<f64> {
+        let started = Instant::now();
+        for _ in 0..SLICE {
+            self.device.write_all(&self.datagram)?;
+        }
+        Ok(started.elapsed().as_secs_f64() * 1e9 / f64::from(SLICE))
     }
 }
 
-/// Loads the policy into nftables in the form that suits it best: one hashed set of address and port at the ingress
-/// hook of the device, which is where our program sits. No rule is walked, whatever the size.
-pub fn nftables(pairs: &[(Ipv4Addr, u16)]) -> Result<()> {
-    let mut script = String::from(
-        "table netdev bench {\n set allowed { type ipv4_addr . inet_service; }\n chain ingress {\n \
-         type filter hook ingress device \"lo\" priority 0; policy drop;\n \
-         ip saddr . udp dport @allowed accept\n }\n}\n",
-    );
-    for some in pairs.chunks(5_000) {
-        let elements: Vec<String> = some.iter().map(|(addr, port)| format!("{addr} . {port}")).collect();
-        writeln!(script, "add element netdev bench allowed {{ {} }}", elements.join(", "))?;
+/// A TUN device that takes packets without anything in front (Linux, `tuntap.rst`). It goes with its descriptor.
+fn tun_device() -> Result<File> {
+    let file =
+        OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("opening /dev/net/tun")?;
+    // SAFETY: all zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.bytes()) {
+        *to = from.cast_signed();
     }
-    let mut child =
-        Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("running nft")?;
-    child.stdin.take().context("nft's input")?.write_all(script.as_bytes())?;
-    let status = child.wait()?;
-    ensure!(status.success(), "nft refused the benchmark's rules: {status}");
-    Ok(())
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?;
+    // SAFETY: the request lives until after the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    ensure!(result >= 0, "making a TUN device: {}", std::io::Error::last_os_error());
+    Ok(file)
 }
 
-/// Removes the rules.
-pub fn no_nftables() -> Result<()> {
-    let status = Command::new("nft").args(["delete", "table", "netdev", "bench"]).status()?;
-    ensure!(status.success(), "nft delete: {status}");
-    Ok(())
+/// An IPv4 packet with a UDP datagram of 64 bytes.
+fn datagram(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 92, 0, 0, 0x40, 0, 64, 17, 0, 0];
+    packet.extend(src.0.octets());
+    packet.extend(dst.0.octets());
+    let words = packet.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or_default();
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    packet.extend(src.1.to_be_bytes());
+    packet.extend(dst.1.to_be_bytes());
+    // No checksum, which IPv4 allows (RFC 768).
+    packet.extend([0, 72, 0, 0]);
+    packet.extend([0; 64]);
+    packet
 }

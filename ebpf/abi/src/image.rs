@@ -18,7 +18,7 @@
 //! a word, the even index in the low half.
 
 /// Identifies an image that this version of the programs understands: "GWIMAGE" and the layout version.
-pub const MAGIC: u64 = 0x4757_494d_4147_4501;
+pub const MAGIC: u64 = 0x4757_494d_4147_4502;
 
 /// Size of every image. Constant, because inner maps must equal the template. A power of two.
 pub const WORDS: u32 = 512 * 1024;
@@ -68,6 +68,33 @@ pub mod header {
     pub const REMOTE_NET4: u32 = 17;
     /// Word offset of the table of IPv4 networks that this node routes, 0: none.
     pub const LOCAL_NET4: u32 = 18;
+    /// First word of the *short cut*: what the common packet is compared with and judged by, a cache line for both
+    /// matrices and IPv4, and one more for IPv6. The loader derives it from the words above when it has checked them, so
+    /// that a packet need not look at those.
+    pub const SHORT_CUT: u32 = 24;
+    /// Short cut: upper half of the overlay's IPv4 addresses as they lie in a packet (`u16`). A larger value: it has no
+    /// dense range.
+    pub const SHORT_OVERLAY4: u32 = SHORT_CUT;
+    /// Short cut: this node's overlay IPv4 address as it lies in a packet (`u32`). A larger value: there is no short cut
+    /// for IPv4, because the node has no such address or because accepted packets are sampled.
+    pub const SHORT_OWN4: u32 = SHORT_CUT + 1;
+    /// Short cut: [`IN_BASE`] in bits.
+    pub const SHORT_IN_BASE: u32 = SHORT_CUT + 2;
+    /// Short cut: bits from one remote class to the next, [`IN_STRIDE`] times [`IN_LOCALS`] times 64.
+    pub const SHORT_IN_ROWS: u32 = SHORT_CUT + 3;
+    /// As [`SHORT_IN_BASE`], outbound.
+    pub const SHORT_OUT_BASE: u32 = SHORT_CUT + 4;
+    /// As [`SHORT_IN_ROWS`], outbound.
+    pub const SHORT_OUT_ROWS: u32 = SHORT_CUT + 5;
+    /// Short cut: bytes 8 to 13 of the overlay's IPv6 addresses as they lie in a packet. A larger value: there is no short
+    /// cut for IPv6, for the reasons of [`SHORT_OWN4`] or because the overlay has no dense range.
+    pub const SHORT_OVERLAY6_LO: u32 = SHORT_CUT + 8;
+    /// Short cut: the upper 64 bits of the overlay's IPv6 addresses as they lie in a packet.
+    pub const SHORT_OVERLAY6_HI: u32 = SHORT_CUT + 9;
+    /// Short cut: this node's overlay IPv6 address, the upper 64 bits as they lie in a packet.
+    pub const SHORT_OWN6_HI: u32 = SHORT_CUT + 10;
+    /// As [`SHORT_OWN6_HI`], the lower 64 bits.
+    pub const SHORT_OWN6_LO: u32 = SHORT_CUT + 11;
     /// Words reserved for the header.
     pub const WORDS: u32 = 64;
 }

@@ -26,24 +26,53 @@ pub fn roles<A>(direction: Direction, src: A, dst: A) -> (A, A) {
 }
 
 /// Judges a packet and says what the kernel shall do with it.
+///
+/// Of everything but [`fast`] only calls are in the programs themselves, one after the other: a register that they kept
+/// would be saved for every packet, and a function around them would be one more frame on a stack of 512 bytes.
 #[inline(always)]
 pub fn run(context: *mut __sk_buff, direction: Direction) -> i32 {
     if fast::passes(context, direction) {
         return TC_ACT_UNSPEC;
     }
-    let code = match ghostwire_packet::version(&Skb::again(context)) {
-        Ok(4) => match direction {
-            Direction::Ingress => judge_ipv4_ingress(context),
-            Direction::Egress => judge_ipv4_egress(context),
-        },
-        Ok(6) => match direction {
-            Direction::Ingress => judge_ipv6_ingress(context),
-            Direction::Egress => judge_ipv6_egress(context),
-        },
-        Ok(_) => with_image(|_| Code::drop(Reason::Unsupported)),
-        Err(_) => with_image(|_| Code::drop(Reason::Malformed)),
+    let code = match (version(context), direction) {
+        (4, Direction::Ingress) => judge_ipv4_ingress(context),
+        (4, Direction::Egress) => judge_ipv4_egress(context),
+        (6, Direction::Ingress) => judge_ipv6_ingress(context),
+        (6, Direction::Egress) => judge_ipv6_egress(context),
+        (version, _) => judge_other(version),
     };
-    verdict::conclude(context, direction, code)
+    match direction {
+        Direction::Ingress => conclude_ingress(context, code),
+        Direction::Egress => conclude_egress(context, code),
+    }
+}
+
+/// IP version of the packet; `u32::MAX`: it is empty.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn version(context: *mut __sk_buff) -> u32 {
+    ghostwire_packet::version(&Skb::again(context)).map_or(u32::MAX, u32::from)
+}
+
+/// Judges a packet of no IP version that we know.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_other(version: u32) -> u64 {
+    with_image(|_| Code::drop(if version == u32::MAX { Reason::Malformed } else { Reason::Unsupported }))
+}
+
+/// [`verdict::conclude`] for one direction.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn conclude_ingress(context: *mut __sk_buff, code: u64) -> i32 {
+    verdict::conclude(context, Direction::Ingress, code)
+}
+
+/// [`verdict::conclude`] for one direction.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn conclude_egress(context: *mut __sk_buff, code: u64) -> i32 {
+    verdict::conclude(context, Direction::Egress, code)
 }
 
 /// The whole way, as functions of their own: what they keep at hand would only slow the common packet down, each

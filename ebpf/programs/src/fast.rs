@@ -11,7 +11,7 @@ use ghostwire_ebpf_abi::image::{self, flags, header};
 use ghostwire_packet::{Family, V4, protocol};
 
 use crate::image::{Ends, Image, Matrix};
-use crate::maps::L3_OFFSET;
+use crate::maps::{FirstKey, L3_OFFSET};
 use crate::verdict;
 
 /// The packet's linear part.
@@ -39,6 +39,9 @@ impl Linear {
 /// Whether the packet is common and passes by policy; then it has been counted.
 #[inline(always)]
 pub fn passes(context: *mut __sk_buff, direction: Direction) -> bool {
+    // The image first: over its look-up only the context has to be kept.
+    let key = FirstKey::new();
+    let Some(image) = Image::unchecked(&key) else { return false };
     let l3_offset = L3_OFFSET.load();
     // SAFETY: the context that the kernel passed; the verifier rewrites these reads.
     let (data, end, length) =
@@ -48,7 +51,6 @@ pub fn passes(context: *mut __sk_buff, direction: Direction) -> bool {
     if packet.start + 40 > end {
         return false;
     }
-    let Some(image) = Image::current() else { return false };
     // SAFETY: forty bytes have been compared.
     let admitted = unsafe {
         match packet.load::<u8>(0) {
@@ -58,7 +60,7 @@ pub fn passes(context: *mut __sk_buff, direction: Direction) -> bool {
         }
     };
     if admitted {
-        verdict::count(direction, Reason::Policy as u32, packet.length as u32);
+        verdict::count(&key, direction, Reason::Policy as u32, packet.length);
     }
     admitted
 }
@@ -72,36 +74,80 @@ unsafe fn admits4(packet: Linear, image: Image, direction: Direction) -> bool {
     unsafe {
         let total = u64::from(u16::from_be(packet.load(2)));
         let fragment: u16 = packet.load(6);
-        if total > packet.length
-            || fragment & 0x3fff_u16.to_be() != 0
-            || image.flags & (flags::HAS_V4 | flags::SAMPLE_ACCEPTS) != flags::HAS_V4
+        // From the smallest total length that is common to the packet's own: one comparison for both.
+        if total.wrapping_sub(40) > packet.length.wrapping_sub(40) || fragment & 0x3fff_u16.to_be() != 0 {
+            return false;
+        }
+        let Some(table) = service_table(packet, 20, packet.load(9), total - 20) else { return false };
+        let (remote, local) = crate::acl::roles(direction, 12, 16);
+        let overlay_be: u16 = packet.load(remote);
+        let local_be: u32 = packet.load(local);
+        if u64::from(overlay_be) == image.word(header::SHORT_OVERLAY4)
+            && u64::from(local_be) == image.word(header::SHORT_OWN4)
         {
-            return false;
+            let host = u16::from_be(packet.load(remote + 2));
+            return allowed(ports(packet, 20), direction, |matrix, port| {
+                let remote = image.class(image::REMOTE4, host, matrix);
+                image.allows_self(matrix, remote, image.class(table, port, matrix))
+            });
         }
-        let protocol: u8 = packet.load(9);
-        if total < 40 || !sound(packet, 20, protocol, total - 20) {
-            return false;
+        let addresses_be = u64::from(packet.load::<u32>(remote)) | u64::from(local_be) << 32;
+        let ports_be: u32 = packet.load(20);
+        match direction {
+            Direction::Ingress => routed4_ingress(image.address(), addresses_be, ports_be, table),
+            Direction::Egress => routed4_egress(image.address(), addresses_be, ports_be, table),
         }
-        let (src, dst) = (u32::from_be(packet.load(12)), u32::from_be(packet.load(16)));
-        let (remote, local) = crate::acl::roles(direction, src, dst);
-        let remote = if u64::from(remote >> 16) == image.word(header::OVERLAY4) {
-            image.cell(image::REMOTE4, remote as u16)
-        } else {
-            match image.net4(header::REMOTE_NET4, remote) {
-                Some(cell) if V4::is_carried(remote.to_be()) => cell,
-                _ => return false,
-            }
-        };
-        let local = if u64::from(local) == image.word(header::OWN4) {
-            image::LOCAL_SELF
-        } else {
-            match image.net4(header::LOCAL_NET4, local) {
-                Some(cell) if cell != 0 && V4::is_carried(local.to_be()) => cell,
-                _ => return false,
-            }
-        };
-        allowed(packet, 20, image, direction, Ends { remote, local }, protocol)
     }
+}
+
+/// One of the addresses is behind a router: functions of their own, so that the registers they need are not saved for
+/// every packet. Remote and local address, source and destination port as they lie in memory, the first one lower.
+#[inline(never)]
+fn routed4_ingress(image: *const u64, addresses_be: u64, ports_be: u32, table: u32) -> bool {
+    routed4(Image::at(image), addresses_be, ports_be, table, Direction::Ingress)
+}
+
+/// As [`routed4_ingress`].
+#[inline(never)]
+fn routed4_egress(image: *const u64, addresses_be: u64, ports_be: u32, table: u32) -> bool {
+    routed4(Image::at(image), addresses_be, ports_be, table, Direction::Egress)
+}
+
+#[inline(always)]
+fn routed4(image: Image, addresses_be: u64, ports_be: u32, table: u32, direction: Direction) -> bool {
+    let (remote_be, local_be) = (addresses_be as u32, (addresses_be >> 32) as u32);
+    let ports = (u16::from_be(ports_be as u16), u16::from_be((ports_be >> 16) as u16));
+    if u64::from(local_be) == image.word(header::SHORT_OWN4) {
+        let Some(remote) = remote_net4(image, remote_be) else { return false };
+        return allowed(ports, direction, |matrix, port| {
+            image.allows_self(matrix, u64::from(matrix.class(remote)), image.class(table, port, matrix))
+        });
+    }
+    let Some(ends) = ends4(image, remote_be, local_be) else { return false };
+    allowed(ports, direction, |matrix, port| image.allows(matrix, ends, image.cell(table, port)))
+}
+
+/// Classes of an address behind a peer.
+#[inline(always)]
+fn remote_net4(image: Image, addr_be: u32) -> Option<u32> {
+    image.net4(header::REMOTE_NET4, u32::from_be(addr_be)).filter(|_| V4::is_carried(addr_be))
+}
+
+/// Classes of a peer's address and of one behind this node.
+#[inline(always)]
+fn ends4(image: Image, remote_be: u32, local_be: u32) -> Option<Ends> {
+    let image = image.checked()?;
+    if image.flags & (flags::HAS_V4 | flags::SAMPLE_ACCEPTS) != flags::HAS_V4 {
+        return None;
+    }
+    let remote = u32::from_be(remote_be);
+    let remote = if u64::from(remote >> 16) == image.word(header::OVERLAY4) {
+        image.cell(image::REMOTE4, remote as u16)
+    } else {
+        remote_net4(image, remote_be)?
+    };
+    let local = image.net4(header::LOCAL_NET4, u32::from_be(local_be))?;
+    (local != 0 && V4::is_carried(local_be)).then_some(Ends { remote, local })
 }
 
 /// # Safety
@@ -112,79 +158,70 @@ unsafe fn admits6(packet: Linear, image: Image, direction: Direction) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
         let payload = u64::from(u16::from_be(packet.load(4)));
-        if payload + 40 > packet.length
-            || image.flags & (flags::HAS_V6 | flags::SAMPLE_ACCEPTS) != flags::HAS_V6
-        {
+        if payload < 20 || payload + 40 > packet.length {
             return false;
         }
-        let protocol: u8 = packet.load(6);
-        if payload < 20 || !sound(packet, 40, protocol, payload) {
-            return false;
-        }
-        let half = |at: usize| {
-            let (high, low): (u32, u32) = (packet.load(at), packet.load(at + 4));
-            u64::from(u32::from_be(high)) << 32 | u64::from(u32::from_be(low))
-        };
+        let Some(table) = service_table(packet, 40, packet.load(6), payload) else { return false };
         let (remote, local) = crate::acl::roles(direction, 8, 24);
-        let low = half(remote + 8);
-        if half(local) != image.word(header::OWN6_HI)
-            || half(local + 8) != image.word(header::OWN6_LO)
-            || half(remote) != image.word(header::OVERLAY6_HI)
-            || low >> 16 != image.word(header::OVERLAY6_LO)
+        // As they lie in the packet, which is aligned to four bytes: the earlier byte is the lower one.
+        let half =
+            |at: usize| u64::from(packet.load::<u32>(at)) | u64::from(packet.load::<u32>(at + 4)) << 32;
+        let low =
+            u64::from(packet.load::<u32>(remote + 8)) | u64::from(packet.load::<u16>(remote + 12)) << 32;
+        if low != image.word(header::SHORT_OVERLAY6_LO)
+            || half(remote) != image.word(header::SHORT_OVERLAY6_HI)
+            || half(local) != image.word(header::SHORT_OWN6_HI)
+            || half(local + 8) != image.word(header::SHORT_OWN6_LO)
         {
             return false;
         }
-        let remote = image.cell(image::REMOTE6, low as u16);
-        allowed(packet, 40, image, direction, Ends { remote, local: image::LOCAL_SELF }, protocol)
+        let host = u16::from_be(packet.load(remote + 14));
+        allowed(ports(packet, 40), direction, |matrix, port| {
+            let remote = image.class(image::REMOTE6, host, matrix);
+            image.allows_self(matrix, remote, image.class(table, port, matrix))
+        })
     }
 }
 
-/// Whether the transport header is one that the parser accepts. `available`: bytes from it on, at least 20.
+/// The table of the packet's services, if its transport header at `at` is one that the parser accepts. `available`:
+/// bytes from it on, at least 20.
 ///
 /// # Safety
 ///
 /// Twenty bytes from `at` on have been compared with the packet's end.
 #[inline(always)]
-unsafe fn sound(packet: Linear, at: usize, protocol: u8, available: u64) -> bool {
+unsafe fn service_table(packet: Linear, at: usize, protocol: u8, available: u64) -> Option<u32> {
     // SAFETY: the caller's promise.
     unsafe {
         match protocol {
-            protocol::UDP => u16::from_be(packet.load(at + 4)) >= 8,
+            protocol::UDP if u16::from_be(packet.load(at + 4)) >= 8 => Some(image::UDP),
             protocol::TCP => {
                 let header = u64::from(packet.load::<u8>(at + 12) >> 4) << 2;
-                header >= 20 && header <= available
+                (header >= 20 && header <= available).then_some(image::TCP)
             }
-            _ => false,
+            _ => None,
         }
     }
 }
 
-/// Whether the image allows it, and needs no state for it.
+/// Source and destination port.
 ///
 /// # Safety
 ///
-/// As [`sound`].
+/// As [`service_table`].
 #[inline(always)]
-unsafe fn allowed(
-    packet: Linear,
-    at: usize,
-    image: Image,
-    direction: Direction,
-    ends: Ends,
-    protocol: u8,
-) -> bool {
-    let table = if protocol == protocol::TCP { image::TCP } else { image::UDP };
+unsafe fn ports(packet: Linear, at: usize) -> (u16, u16) {
     // SAFETY: the caller's promise.
-    let to: u16 = unsafe { packet.load(at + 2) };
-    let to = image.cell(table, u16::from_be(to));
+    unsafe { (u16::from_be(packet.load(at)), u16::from_be(packet.load(at + 2))) }
+}
+
+/// Whether the image allows it, and needs no state for it. `allows` is asked about a matrix and the port that stands for
+/// the service there.
+#[inline(always)]
+fn allowed((from, to): (u16, u16), direction: Direction, allows: impl Fn(Matrix, u16) -> bool) -> bool {
     match direction {
-        Direction::Ingress => image.allows(Matrix::Inbound, ends, to),
+        Direction::Ingress => allows(Matrix::Inbound, to),
         // Passing by policy takes both: else there is state to keep, or it is a reply.
-        Direction::Egress => {
-            // SAFETY: as above.
-            let from: u16 = unsafe { packet.load(at) };
-            let from = image.cell(table, u16::from_be(from));
-            image.allows(Matrix::Outbound, ends, to) && image.allows(Matrix::Inbound, ends, from)
-        }
+        Direction::Egress => allows(Matrix::Outbound, to) && allows(Matrix::Inbound, from),
     }
 }

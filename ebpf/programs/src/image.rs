@@ -1,9 +1,11 @@
 //! The class image: bounded loads from the one map value that a packet looks at.
 
+use core::ptr;
+
 use ghostwire_ebpf_abi::image::{self, flags, header, net4};
 use ghostwire_packet::{V4, V6, protocol};
 
-use crate::maps;
+use crate::maps::{self, FirstKey};
 
 /// The image in force when the packet arrived.
 #[derive(Clone, Copy)]
@@ -16,10 +18,10 @@ pub struct Image {
 /// One of the two verdict matrices.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Matrix {
-    /// What may be opened to this node.
-    Inbound,
-    /// What this node may open.
-    Outbound,
+    /// What may be opened to this node: the lower half of a cell.
+    Inbound = 0,
+    /// What this node may open: the upper half of a cell.
+    Outbound = 1,
 }
 
 impl Matrix {
@@ -60,12 +62,30 @@ impl Image {
     /// Fetches it. `None`: there is none, or it has another layout.
     #[inline(always)]
     pub fn current() -> Option<Self> {
-        let words: *const u64 = maps::IMAGE.get(0)?.get_ptr(0)?.cast();
-        let image = Self { words, flags: 0 };
-        if image.word(header::MAGIC) != image::MAGIC {
+        Self::unchecked(&FirstKey::new())?.checked()
+    }
+
+    /// Fetches whatever lies in the slot, of which nothing is known, not even the flags.
+    #[inline(always)]
+    pub fn unchecked(key: &FirstKey) -> Option<Self> {
+        // SAFETY: an array of maps, and one of its arrays; the verifier checks both.
+        let words: *const u64 = unsafe {
+            let map = maps::first(ptr::from_ref(&maps::IMAGE).cast(), key);
+            if map.is_null() {
+                return None;
+            }
+            maps::first(map, key).cast()
+        };
+        if words.is_null() { None } else { Some(Self { words, flags: 0 }) }
+    }
+
+    /// With its flags; `None`: it has another layout.
+    #[inline(always)]
+    pub fn checked(self) -> Option<Self> {
+        if self.word(header::MAGIC) != image::MAGIC {
             return None;
         }
-        Some(Self { words, flags: image.word(header::FLAGS) })
+        Some(Self { words: self.words, flags: self.word(header::FLAGS) })
     }
 
     /// Word `index`, a constant.
@@ -160,6 +180,33 @@ impl Image {
             .wrapping_add(row.wrapping_mul(self.word(stride)))
             .wrapping_add(u64::from(service >> 6));
         index < u64::from(image::WORDS) && self.word_at(index) >> (service & 63) & 1 != 0
+    }
+}
+
+/// The short cut of the common packet, see [`header::SHORT_CUT`].
+impl Image {
+    /// A matrix's class of cell `index` of the table at word offset `table`: half a cell, little endian.
+    #[inline(always)]
+    pub fn class(self, table: u32, index: u16, matrix: Matrix) -> u64 {
+        let half = u64::from(table) * 4 + u64::from(index) * 2 + matrix as u64;
+        // SAFETY: all tables lie within the image.
+        u64::from(unsafe { *self.words.cast::<u16>().add(half as usize) })
+    }
+
+    /// Whether a matrix has the bit for a class of remotes, this node itself and a class of services.
+    #[inline(always)]
+    pub fn allows_self(self, matrix: Matrix, remote: u64, service: u64) -> bool {
+        let (base, rows) = match matrix {
+            Matrix::Inbound => (header::SHORT_IN_BASE, header::SHORT_IN_ROWS),
+            Matrix::Outbound => (header::SHORT_OUT_BASE, header::SHORT_OUT_ROWS),
+        };
+        let bit = self.word(base).wrapping_add(remote.wrapping_mul(self.word(rows))).wrapping_add(service);
+        if remote == 0 || bit >= u64::from(image::BYTES) * 8 {
+            return false;
+        }
+        // SAFETY: just compared. Bits are numbered within a word from the lowest, so they are within bytes too.
+        let byte = u64::from(unsafe { *self.words.cast::<u8>().add((bit >> 3) as usize) });
+        byte >> (bit & 7) & 1 != 0
     }
 }
 

@@ -1,8 +1,12 @@
 //! The maps. Userspace finds them by these names; sizes that it may choose are its to override.
 
+use core::ffi::c_void;
+use core::ptr;
+
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::bpf_map_lookup_elem;
 use aya_ebpf::macros::btf_map;
 use ghostwire_ebpf_abi::config::Config;
 use ghostwire_ebpf_abi::conntrack::{Bucket, Conn, ConnKey4, ConnKey6, Fragment, FragmentKey};
@@ -13,6 +17,29 @@ use ghostwire_ebpf_abi::image;
 /// insists on an Ethernet header, so tests load with 14.
 #[unsafe(no_mangle)]
 pub static L3_OFFSET: Global<u32> = Global::new(0);
+
+/// Looks up the first element of an array, or of an array of maps; null: there is none. The key of these look-ups, which
+/// the kernel inlines, is the same for all: a program that makes several keeps it on its stack once.
+///
+/// # Safety
+///
+/// `map` is a map with keys of four bytes.
+#[inline(always)]
+pub unsafe fn first(map: *const c_void, key: &FirstKey) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { bpf_map_lookup_elem(map.cast_mut(), ptr::from_ref(&key.0).cast()) }
+}
+
+/// The key of the first element.
+pub struct FirstKey(u32);
+
+impl FirstKey {
+    /// Puts it on the stack.
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self(0)
+    }
+}
 
 /// The words of an image.
 pub type ImageWords = [u64; image::WORDS as usize];

@@ -1,13 +1,16 @@
 //! The one place where a judgement becomes an action of the kernel, a counter and an event.
 
+use core::ptr;
+
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use ghostwire_ebpf_abi::event::{Action, Direction, Reason};
 use ghostwire_ebpf_abi::image::flags;
 use ghostwire_packet::{Family, Packet, Reader};
 
+use crate::event;
 use crate::image::Image;
+use crate::maps::{self, FirstKey};
 use crate::skb::Skb;
-use crate::{event, maps};
 
 /// A judgement: passed with a reason, or dropped with one. A number, because a BPF function that is not inlined
 /// returns one register.
@@ -110,24 +113,29 @@ const SHADOWED: u32 = 1 << Reason::Denied as u32
 
 /// Counts one packet.
 #[inline(always)]
-pub fn count(direction: Direction, reason: u32, length: u32) {
-    let Some(counters) = maps::COUNTERS.get_ptr_mut(0) else { return };
+pub fn count(key: &FirstKey, direction: Direction, reason: u32, length: u64) {
+    // SAFETY: an array.
+    let counters = unsafe { maps::first(ptr::from_ref(&maps::COUNTERS).cast(), key) };
+    if counters.is_null() {
+        return;
+    }
     let index = (direction as u32 * Reason::COUNT) | (reason & (Reason::COUNT - 1));
     // SAFETY: this CPU's value, which no other CPU writes; the index is below its length.
     unsafe {
         let counter = counters.cast::<ghostwire_ebpf_abi::event::Counter>().add(index as usize);
         (*counter).packets += 1;
-        (*counter).bytes += u64::from(length);
+        (*counter).bytes += length;
     }
 }
 
 /// Turns a judgement into the action. `UNSPEC` means "next program": others on the device have their say.
 #[inline(always)]
 pub fn conclude(context: *mut __sk_buff, direction: Direction, code: u64) -> i32 {
-    let length = Skb::again(context).length();
+    let key = FirstKey::new();
+    let length = u64::from(Skb::again(context).length());
     let reason = Code::reason(code);
     if Code::passes(code) {
-        count(direction, reason, length);
+        count(&key, direction, reason, length);
         if code & Code::SAMPLED != 0 {
             event::accepted(context, direction as u32, code);
         }
@@ -139,7 +147,7 @@ pub fn conclude(context: *mut __sk_buff, direction: Direction, code: u64) -> i32
     } else {
         (reason, Action::Drop, TC_ACT_SHOT)
     };
-    count(direction, counted, length);
+    count(&key, direction, counted, length);
     event::report(context, direction as u32, code, action as u32);
     verdict
 }

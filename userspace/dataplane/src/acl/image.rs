@@ -11,7 +11,7 @@ use ghostwire_ebpf_abi::image::{self, flags, header};
 use ipnet::IpNet;
 
 use super::kernel::Mapping;
-use super::{Acl, AclError, net4, nets};
+use super::{Acl, AclError, net4, nets, short_cut};
 
 /// Slot 0 holds the image in force.
 pub(super) type Images = ArrayOfMaps<MapData, MapData>;
@@ -109,7 +109,7 @@ impl Acl {
         for (index, word) in (0..).zip(&mut words).take(header::WORDS as usize) {
             match index {
                 header::FLAGS => *word &= !flags::SAMPLE_ACCEPTS,
-                header::NET_SLOT | header::REMOTE_NET4 | header::LOCAL_NET4 => *word = 0,
+                header::NET_SLOT => *word = 0,
                 _ => {}
             }
         }
@@ -146,7 +146,7 @@ impl Acl {
         Ok(self.live()?.word(header::FLAGS) & flags::SHADOW != 0)
     }
 
-    /// A copy of the image in force, without its networks.
+    /// A copy of the image in force, without its networks and without what the loader derives from it.
     pub fn image_words(&self) -> Result<Vec<u64>, AclError> {
         Ok(self.live()?.used())
     }
@@ -161,6 +161,9 @@ pub(super) fn set_sampling(images: &Images, on: bool) -> Result<(), AclError> {
     match Live::open(images) {
         Ok(live) => {
             live.set_flag(flags::SAMPLE_ACCEPTS, on);
+            for (index, word) in short_cut::doors(|index| live.word(index), on) {
+                live.mapping.word(index).store(word, Ordering::Relaxed);
+            }
             Ok(())
         }
         Err(AclError::NoImage) => Ok(()),
@@ -213,6 +216,9 @@ fn build(image: &Image, slot: u64, sampling: bool) -> Result<MapData, AclError> 
         };
         mapping.word(index).store(word, Ordering::Relaxed);
     }
+    for (index, word) in short_cut::words(|index| mapping.word(index).load(Ordering::Relaxed), sampling) {
+        mapping.word(index).store(word, Ordering::Relaxed);
+    }
     let mut free = u32::try_from(image.words.len()).unwrap_or(image::WORDS);
     for (header, nets) in [(header::REMOTE_NET4, &image.remote_nets), (header::LOCAL_NET4, &image.local_nets)]
     {
@@ -247,9 +253,11 @@ impl Live {
         self.mapping.word(index).load(Ordering::Relaxed)
     }
 
+    /// What the compiler set, with 0 for what the loader derives from it.
     fn used(&self) -> Vec<u64> {
         let used = u32::try_from(self.word(header::USED)).unwrap_or(image::WORDS).min(image::WORDS);
-        (0..used).map(|index| self.word(index)).collect()
+        let derived = header::REMOTE_NET4..header::WORDS;
+        (0..used).map(|index| if derived.contains(&index) { 0 } else { self.word(index) }).collect()
     }
 
     fn set_flag(&self, flag: u64, on: bool) {

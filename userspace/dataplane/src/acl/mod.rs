@@ -27,6 +27,7 @@ mod net4;
 mod nets;
 mod object;
 mod qdisc;
+mod short_cut;
 
 use std::path::{Path, PathBuf};
 

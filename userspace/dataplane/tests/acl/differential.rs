@@ -29,7 +29,7 @@ fn seed() -> u64 {
 
 /// Empties a table that has no use for being emptied but this.
 fn clear<const KEY: usize, const VALUE: usize>(dir: &Path, name: &str) {
-    let map = MapData::from_pin(dir.join("lo/maps-1").join(name)).unwrap();
+    let map = MapData::from_pin(dir.join(format!("lo/maps-{}", image::MAGIC & 0xff)).join(name)).unwrap();
     let mut map: HashMap<_, [u8; KEY], [u8; VALUE]> = HashMap::try_from(Map::LruHashMap(map)).unwrap();
     let keys: Vec<[u8; KEY]> = map.keys().flatten().collect();
     for key in keys {

@@ -1,0 +1,130 @@
+//! Programs that do one thing that every packet needs, and then pass: what that alone costs.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::Result;
+use ghostwire_ebpf_abi::image::header;
+
+use super::bpf;
+
+/// A step, loaded.
+pub struct Step {
+    /// What it is.
+    pub name: &'static str,
+    program: OwnedFd,
+}
+
+impl Step {
+    /// Its program.
+    pub fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+}
+
+/// A classifier that does nothing but pass.
+pub fn empty() -> Result<OwnedFd> {
+    bpf::load(&PASS)
+}
+
+/// The steps, on the maps that are pinned in a folder.
+pub fn load(maps: &Path) -> Result<Vec<Step>> {
+    let (image, counters) = (bpf::open_pin(&maps.join("IMAGE"))?, bpf::open_pin(&maps.join("COUNTERS"))?);
+    let step = |name, body: &[u64]| -> Result<Step> {
+        Ok(Step { name, program: bpf::load(&[body, &PASS[..]].concat())? })
+    };
+    Ok(vec![
+        step("find the packet's headers", &bounds())?,
+        step("fetch the image, look-up in look-up", &fetch(image.as_fd()))?,
+        step("count the packet and its bytes", &count(counters.as_fd()))?,
+    ])
+}
+
+/// One instruction, as `linux/bpf.h` has it.
+const fn instruction(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> u64 {
+    code as u64
+        | (dst as u64) << 8
+        | (src as u64) << 12
+        | (offset.cast_unsigned() as u64) << 16
+        | (immediate.cast_unsigned() as u64) << 32
+}
+
+const LOAD_U32: u8 = 0x61;
+const LOAD_U64: u8 = 0x79;
+const STORE_U64: u8 = 0x7b;
+const STORE_IMMEDIATE_U32: u8 = 0x62;
+const LOAD_ADDRESS: u8 = 0x18;
+const PSEUDO_MAP: u8 = 1;
+const MOVE: u8 = 0xbf;
+const MOVE_IMMEDIATE: u8 = 0xb7;
+const ADD: u8 = 0x0f;
+const ADD_IMMEDIATE: u8 = 0x07;
+const JUMP_IF_ZERO: u8 = 0x15;
+const JUMP_IF_ABOVE: u8 = 0x2d;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+const MAP_LOOKUP: i32 = 1;
+const FRAME: u8 = 10;
+
+/// `return TC_ACT_UNSPEC`
+const PASS: [u64; 2] = [instruction(MOVE_IMMEDIATE, 0, 0, 0, -1), instruction(EXIT, 0, 0, 0, 0)];
+
+/// Whether an Ethernet header and forty bytes more are in the linear part, and how long the packet is.
+fn bounds() -> [u64; 5] {
+    const LENGTH: i16 = 0;
+    const DATA: i16 = 76;
+    const DATA_END: i16 = 80;
+    [
+        instruction(LOAD_U32, 2, 1, DATA, 0),
+        instruction(LOAD_U32, 3, 1, DATA_END, 0),
+        instruction(LOAD_U32, 4, 1, LENGTH, 0),
+        instruction(ADD_IMMEDIATE, 2, 0, 0, 54),
+        instruction(JUMP_IF_ABOVE, 2, 3, 0, 0),
+    ]
+}
+
+/// Puts the key 0 where [`look_up`] wants it.
+const KEY: u64 = instruction(STORE_IMMEDIATE_U32, FRAME, 0, -4, 0);
+
+/// Looks up key 0 in the map whose address is in register 1; jumps if there is none.
+fn look_up(beyond: i16) -> [u64; 4] {
+    [
+        instruction(MOVE, 2, FRAME, 0, 0),
+        instruction(ADD_IMMEDIATE, 2, 0, 0, -4),
+        instruction(CALL, 0, 0, 0, MAP_LOOKUP),
+        instruction(JUMP_IF_ZERO, 0, 0, beyond, 0),
+    ]
+}
+
+fn map(map: BorrowedFd<'_>) -> [u64; 2] {
+    [instruction(LOAD_ADDRESS, 1, PSEUDO_MAP, 0, map.as_raw_fd()), 0]
+}
+
+/// Fetches the image and reads a word of it.
+fn fetch(image: BorrowedFd<'_>) -> Vec<u64> {
+    #[expect(clippy::cast_possible_truncation, reason = "the header is 512 bytes long")]
+    const WORD: i16 = header::SHORT_OWN4 as i16 * 8;
+    let mut code = vec![KEY];
+    code.extend(map(image));
+    code.extend(look_up(6));
+    code.push(instruction(MOVE, 1, 0, 0, 0));
+    code.extend(look_up(1));
+    code.push(instruction(LOAD_U64, 1, 0, WORD, 0));
+    code
+}
+
+/// Adds a packet and its length to the counters of this CPU.
+fn count(counters: BorrowedFd<'_>) -> Vec<u64> {
+    let mut code = vec![instruction(LOAD_U32, 6, 1, 0, 0), KEY];
+    code.extend(map(counters));
+    code.extend(look_up(6));
+    code.extend([
+        instruction(LOAD_U64, 1, 0, 0, 0),
+        instruction(ADD_IMMEDIATE, 1, 0, 0, 1),
+        instruction(STORE_U64, 0, 1, 0, 0),
+        instruction(LOAD_U64, 1, 0, 8, 0),
+        instruction(ADD, 1, 6, 0, 0),
+        instruction(STORE_U64, 0, 1, 8, 0),
+    ]);
+    code
+}
