@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use super::samples::Pair;
+use super::samples::{Pair, middle_mean};
 use super::{bpf, steps};
 
 /// `TC_ACT_UNSPEC`: passed.
@@ -81,21 +81,31 @@ impl Scale {
     /// Nanoseconds over the empty program for packets that are all different, one run each: what a system call has pushed
     /// out of the caches, and the policy's words for other packets, have to be fetched again.
     pub fn varying(&mut self, program: BorrowedFd<'_>, frames: &[Vec<u8>]) -> Result<f64> {
-        let (mut ours, mut empty) = (0_u64, 0_u64);
         let before = timed(self.empty.as_fd(), &frames[0], PASSED)?;
-        for frame in frames {
-            empty += u64::from(bpf::run(self.empty.as_fd(), frame, 1)?.nanoseconds);
-            let run = bpf::run(program, frame, 1)?;
-            ensure!(run.verdict == PASSED, "the benchmark's packet was not admitted: {}", run.verdict);
-            ours += u64::from(run.nanoseconds);
-        }
+        let empty = self.empty.as_fd();
+        // One after the other both times: the second finds the way through the kernel in the caches.
+        let first = once(program, empty, frames)?;
+        let second = once(empty, program, frames)?;
         let after = timed(self.empty.as_fd(), &frames[0], PASSED)?;
         self.floor = self.floor.min(before.min(after));
-        #[expect(clippy::cast_precision_loss, reason = "sums of nanoseconds are far below 2^52")]
-        let difference = (ours as f64 - empty as f64) / frames.len() as f64;
         // As it would have been in the best moment.
-        Ok(difference * self.floor / f64::midpoint(before, after))
+        Ok((first.0 - first.1 + second.1 - second.0) / 2.0 * self.floor / f64::midpoint(before, after))
     }
+}
+
+/// Nanoseconds of one run for each frame, by one program and then by another, as the kernel measured them.
+fn once(one: BorrowedFd<'_>, other: BorrowedFd<'_>, frames: &[Vec<u8>]) -> Result<(f64, f64)> {
+    let nanoseconds = |program, frame: &[u8]| -> Result<f64> {
+        let run = bpf::run(program, frame, 1)?;
+        ensure!(run.verdict == PASSED, "the benchmark's packet was not admitted: {}", run.verdict);
+        Ok(f64::from(run.nanoseconds))
+    };
+    let (mut ones, mut others) = (Vec::with_capacity(frames.len()), Vec::with_capacity(frames.len()));
+    for frame in frames {
+        ones.push(nanoseconds(one, frame)?);
+        others.push(nanoseconds(other, frame)?);
+    }
+    Ok((middle_mean(ones), middle_mean(others)))
 }
 
 /// Nanoseconds per run.

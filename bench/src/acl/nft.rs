@@ -143,24 +143,53 @@ const fn only(hook: Hook, rules: &'static [&'static str]) -> Chain {
 }
 
 impl Form {
-    /// Puts it in force in this thread's namespace.
-    pub fn install(&self, pairs: &[(IpAddr, u16)]) -> Result<()> {
-        let family = self.chains.first().map_or("ip", |chain| chain.hook.family());
-        let mut script = format!("table {family} bench {{\n {}\n", self.pairs);
-        for (number, Chain { hook, policy, rules }) in self.chains.iter().enumerate() {
-            let hook = hook.specification();
-            writeln!(script, " chain judge{number} {{\n  type filter hook {hook}; policy {policy};")?;
-            for rule in *rules {
-                writeln!(script, "  {rule}")?;
-            }
-            script.push_str(" }\n");
-        }
-        script.push_str("}\n");
+    fn family(&self) -> &'static str {
+        self.chains.first().map_or("ip", |chain| chain.hook.family())
+    }
+
+    /// Makes the table in this thread's namespace, not yet in force.
+    pub fn load(&self, pairs: &[(IpAddr, u16)]) -> Result<()> {
+        let family = self.family();
+        let mut script = format!("table {family} bench {{\n {}\n}}\n", self.pairs);
         for some in pairs.chunks(5_000) {
             let elements: Vec<String> =
                 some.iter().map(|(addr, port)| format!("{addr} . {port}{}", self.value)).collect();
             writeln!(script, "add element {family} bench pairs {{ {} }}", elements.join(", "))?;
         }
+        self.nft(&script)
+    }
+
+    /// Puts it in force; the device is there.
+    pub fn hook(&self) -> Result<()> {
+        let family = self.family();
+        let mut script = String::new();
+        for (number, Chain { hook, policy, rules }) in self.chains.iter().enumerate() {
+            let hook = hook.specification();
+            writeln!(
+                script,
+                "add chain {family} bench judge{number} {{ type filter hook {hook}; policy {policy}; }}"
+            )?;
+            for rule in *rules {
+                writeln!(script, "add rule {family} bench judge{number} {rule}")?;
+            }
+        }
+        self.nft(&script)
+    }
+
+    /// Ends that.
+    pub fn unhook(&self) -> Result<()> {
+        let family = self.family();
+        let mut script = String::new();
+        for number in 0..self.chains.len() {
+            writeln!(
+                script,
+                "flush chain {family} bench judge{number}\ndelete chain {family} bench judge{number}"
+            )?;
+        }
+        self.nft(&script)
+    }
+
+    fn nft(&self, script: &str) -> Result<()> {
         let mut child =
             Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("running nft")?;
         child.stdin.take().context("nft's input")?.write_all(script.as_bytes())?;

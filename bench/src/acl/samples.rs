@@ -48,6 +48,17 @@ impl Spread {
     }
 }
 
+/// Mean of the middle half of the values: interruptions are outliers, and whole nanoseconds want averaging.
+pub fn middle_mean(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let quarter = values.len() / 4;
+    let middle = &values[quarter..values.len() - quarter];
+    let sum: f64 = middle.iter().sum();
+    #[expect(clippy::cast_precision_loss, reason = "thousands of values")]
+    let count = middle.len().max(1) as f64;
+    sum / count
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +68,12 @@ mod tests {
         assert_eq!(Spread::of([]), Spread::default());
         assert_eq!(Spread::of([7.0]), Spread { lower: 7.0, median: 7.0, upper: 7.0 });
         assert_eq!(Spread::of([5.0, 1.0, 4.0, 2.0, 3.0]), Spread { lower: 2.0, median: 3.0, upper: 4.0 });
+    }
+
+    #[test]
+    fn outliers_do_not_count() {
+        let mean = middle_mean(vec![3.0, 1_000.0, 2.0, 3.0, -50.0, 4.0, 3.0, 3.0]);
+        assert!((mean - 3.0).abs() < 1e-9, "{mean}");
+        assert!(middle_mean(Vec::new()).abs() < 1e-9);
     }
 }

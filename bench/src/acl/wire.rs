@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use nix::unistd::Pid;
 
 use super::policies::OWN4;
@@ -27,12 +27,23 @@ pub fn stay_on_one_processor() -> Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
 }
 
-/// Moves this thread into a network namespace of its own, which lives as long as a socket or a thread is in it.
-pub fn enter_namespace() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace (root is needed)")
+/// A network namespace.
+pub struct Namespace(File);
+
+impl Namespace {
+    /// A new one, in which this thread is afterwards.
+    pub fn new() -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace (root is needed)")?;
+        Ok(Self(File::open("/proc/thread-self/ns/net").context("opening the new network namespace")?))
+    }
+
+    /// Moves this thread there.
+    pub fn enter(&self) -> Result<()> {
+        setns(&self.0, CloneFlags::CLONE_NEWNET).context("entering a network namespace")
+    }
 }
 
-/// A device in a namespace of its own, and a datagram that arrives there.
+/// A device, and a datagram that arrives there.
 pub struct Tunnel {
     device: File,
     receiver: UdpSocket,
@@ -41,16 +52,11 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// For datagrams from a peer to a port of this node. The calling thread is in the namespace afterwards.
+    /// In the namespace of this thread, for datagrams from a peer to a port of this node.
     pub fn new(peer: Ipv4Addr, port: u16) -> Result<Self> {
         const PEER_PORT: u16 = 40_000;
-        enter_namespace()?;
         let device = tun_device()?;
-        for arguments in [
-            "link set lo up".to_owned(),
-            format!("address add {OWN4}/16 dev {DEVICE}"),
-            format!("link set {DEVICE} up"),
-        ] {
+        for arguments in [format!("address add {OWN4}/16 dev {DEVICE}"), format!("link set {DEVICE} up")] {
             let status = Command::new("ip").args(arguments.split(' ')).status().context("running ip")?;
             ensure!(status.success(), "ip {arguments}: {status}");
         }
@@ -66,7 +72,7 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Whether the datagram arrives. Until [`Tunnel::slice`] has filled the receiver's buffer, that is.
+    /// Whether the datagram arrives, which it does until [`Tunnel::slice`] has filled the receiver's buffer.
     pub fn arrives(&mut self) -> Result<bool> {
         self.receiver.set_nonblocking(true)?;
         let mut buffer = [0; 128];

@@ -116,7 +116,13 @@ fn routed4_egress(image: *const u64, addresses_be: u64, ports_be: u32, table: u3
 #[inline(always)]
 fn routed4(image: Image, addresses_be: u64, ports_be: u32, table: u32, direction: Direction) -> bool {
     let (remote_be, local_be) = (addresses_be as u32, (addresses_be >> 32) as u32);
-    let ports = (u16::from_be(ports_be as u16), u16::from_be((ports_be >> 16) as u16));
+    let (from, to) = (u16::from_be(ports_be as u16), u16::from_be((ports_be >> 16) as u16));
+    let ports = match direction {
+        Direction::Ingress => (from, to),
+        // By way of the stack, because it is used late: before Linux 6.17 or so the verifier does not know that a number
+        // whose two bytes were swapped has two bytes, while the compiler does and drops what would show it.
+        Direction::Egress => (core::hint::black_box(from), to),
+    };
     if u64::from(local_be) == image.word(header::SHORT_OWN4) {
         let Some(remote) = remote_net4(image, remote_be) else { return false };
         return allowed(ports, direction, |matrix, port| {

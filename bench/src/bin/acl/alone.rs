@@ -1,5 +1,6 @@
 //! The programs by themselves: nanoseconds over an empty program.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -19,6 +20,8 @@ const LOADS: usize = 10;
 const ETHERNET: u32 = 14;
 /// Frames for varying keys.
 const FRAMES: usize = 1_000;
+/// From one pair of address and port to the next: a prime, so that neither repeats sooner than it must.
+const STRIDE: usize = 99_991;
 
 /// What a packet is to the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,14 +57,21 @@ impl Way {
     }
 }
 
+/// Ports of this node's own connections.
+const CLIENT: u16 = 50_000;
+const SERVER: u16 = 53;
+
 /// A policy and a kind of packet, and what was measured.
 struct Row {
     size: Size,
     way: Way,
     image: Image,
-    frames: Vec<Vec<u8>>,
-    /// The packet that makes the connection known.
+    /// The packet that is run again and again.
+    frame: Vec<u8>,
+    /// The packet that makes its connection known.
     opener: Option<Vec<u8>>,
+    /// Packets with varying keys.
+    frames: Vec<Vec<u8>>,
     /// Of each load: what is added, as a multiple of an empty program.
     warm: Vec<f64>,
     /// Of each load: nanoseconds over an empty program.
@@ -71,25 +81,28 @@ struct Row {
 
 impl Row {
     fn new(rules: u32, peers: u32, place: Peers, way: Way) -> Result<Self> {
-        const CLIENT: u16 = 50_000;
-        const SERVER: u16 = 53;
         let size = Size { rules, peers, place };
         let pairs = size.pairs();
-        let step = (pairs.len() / FRAMES).max(1);
         let own = place.own();
-        let frames = pairs.iter().skip(step / 2).step_by(step).map(|&(peer, port)| match way {
-            Way::In => frame((peer, 40_000), (own, port)),
-            Way::Out => frame((own, port), (peer, SERVER)),
-            Way::OutRemembered => frame((own, CLIENT), (peer, SERVER)),
-            Way::Answer => frame((peer, SERVER), (own, CLIENT)),
-            Way::Denied => frame((peer, 40_000), (own, 1)),
-        });
-        let frames: Vec<_> = frames.collect();
-        let opener = matches!(way, Way::OutRemembered | Way::Answer)
-            .then(|| frame((own, CLIENT), (pairs[pairs.len() / 2].0, SERVER)));
+        let (peer, port) = pairs[pairs.len() / 2];
+        let out = frame((own, CLIENT), (peer, SERVER));
+        let (frame, opener) = match way {
+            Way::In => (inbound(peer, own, port), None),
+            Way::Out => (frame((own, port), (peer, SERVER)), None),
+            Way::OutRemembered => (out.clone(), Some(out)),
+            Way::Answer => (frame((peer, SERVER), (own, CLIENT)), Some(out)),
+            Way::Denied => (inbound(peer, own, 1), None),
+        };
+        let frames = match way {
+            Way::In => (0..FRAMES)
+                .map(|number| pairs[number * STRIDE % pairs.len()])
+                .map(|(peer, port)| inbound(peer, own, port))
+                .collect(),
+            _ => Vec::new(),
+        };
         let image = size.image(1)?;
         let (warm, varying, swaps) = Default::default();
-        Ok(Self { size, way, image, frames, opener, warm, varying, swaps })
+        Ok(Self { size, way, image, frame, opener, frames, warm, varying, swaps })
     }
 
     fn measure(&mut self, lab: &mut Lab, scale: &mut Scale) -> Result<()> {
@@ -99,12 +112,17 @@ impl Row {
         }
         let program = lab.program(self.way.direction())?;
         let verdict = if self.way == Way::Denied { DROPPED } else { PASSED };
-        self.warm.push(extra(&scale.warm(program, &self.frames[self.frames.len() / 2], verdict)?));
-        if self.way == Way::In {
+        self.warm.push(extra(&scale.warm(program, &self.frame, verdict)?));
+        if !self.frames.is_empty() {
             self.varying.push(scale.varying(program, &self.frames)?);
         }
         Ok(())
     }
+}
+
+/// A packet from a peer to a port of ours.
+fn inbound(peer: IpAddr, own: IpAddr, port: u16) -> Vec<u8> {
+    frame((peer, CLIENT), (own, port))
 }
 
 fn extra(pairs: &[Pair]) -> f64 {
@@ -167,7 +185,7 @@ impl Alone {
         if self.steps.is_empty() {
             self.steps = lab.steps.iter().map(|step| (step.name, Vec::new())).collect();
         }
-        let frame = &self.rows[FEW].frames[0];
+        let frame = &self.rows[FEW].frame;
         for (step, (_, measured)) in lab.steps.iter().zip(&mut self.steps) {
             measured.push(extra(&scale.warm(step.program(), frame, PASSED)?));
         }

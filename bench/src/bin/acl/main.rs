@@ -11,7 +11,7 @@ use ghostwire_bench::acl::wire;
 
 fn main() -> Result<()> {
     wire::stay_on_one_processor()?;
-    wire::enter_namespace()?;
+    let _namespace = wire::Namespace::new()?;
     let alone = alone::measure()?;
     alone.print();
     let path = path::measure()?;

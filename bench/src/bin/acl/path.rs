@@ -1,5 +1,6 @@
 //! Real datagrams: what our program and what nftables add to their way.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -7,19 +8,21 @@ use anyhow::{Result, bail, ensure};
 use ghostwire_bench::acl::nft::{FORMS, Form, Scope};
 use ghostwire_bench::acl::policies::{Peers, Size};
 use ghostwire_bench::acl::samples::{Pair, Spread};
-use ghostwire_bench::acl::wire::{DEVICE, Tunnel};
+use ghostwire_bench::acl::wire::{DEVICE, Namespace, Tunnel};
 use ghostwire_bench::acl::{bpf, steps};
 use ghostwire_ebpf_abi::event::Direction;
 
 use crate::lab::Lab;
 
-/// How often everything is set up anew, because it makes a difference where the kernel puts things.
-const SETUPS: usize = 8;
+/// How often devices and sockets are made anew: where they lie in memory makes a difference of some nanoseconds.
+const SETUPS: usize = 24;
+/// After how many of them our program is loaded anew, for the same reason.
+const SETUPS_PER_LOAD: usize = 4;
 /// Slices of each subject in one set-up.
-const ROUNDS: usize = 400;
+const ROUNDS: usize = 300;
 const SIZE: Size = Size { rules: 100_000, peers: 10_000, place: Peers::Overlay4 };
 
-/// What is put on the way. Each has a namespace and a device of its own, so that they take turns every few hundred
+/// What is put on the way. Each has a namespace and a device of its own, so that they take turns every two hundred
 /// microseconds and meet the same moments of a shared machine.
 #[derive(Clone, Copy)]
 enum What {
@@ -29,18 +32,12 @@ enum What {
     Nftables(Form),
 }
 
+/// Ways with nothing on them: the mean of several, because all the others are compared with it.
+const BARE: usize = 3;
 /// Places of subjects that have to be found again.
-const NOTHING: usize = 0;
-const EMPTY: usize = 1;
-const OURS: usize = 2;
-const FIRST_FORM: usize = 3;
-
-fn subjects() -> Vec<What> {
-    [What::Nothing, What::EmptyProgram, What::Ours]
-        .into_iter()
-        .chain(FORMS.into_iter().map(What::Nftables))
-        .collect()
-}
+const EMPTY: usize = BARE;
+const OURS: usize = BARE + 1;
+const FIRST_FORM: usize = BARE + 2;
 
 /// What was measured.
 pub(crate) struct Path {
@@ -53,48 +50,61 @@ pub(crate) struct Path {
 
 /// Measures.
 pub(crate) fn measure() -> Result<Path> {
-    let subjects = subjects();
+    let mut subjects = vec![What::Nothing; BARE];
+    subjects.extend([What::EmptyProgram, What::Ours]);
+    subjects.extend(FORMS.map(What::Nftables));
+    let started = Instant::now();
+    eprintln!("  … real datagrams: loading {} rules into nftables, {} times", SIZE.rules, FORMS.len());
+    let mut sites = subjects.iter().map(|what| Site::new(*what)).collect::<Result<Vec<_>>>()?;
     let extra = vec![Vec::new(); subjects.len()];
     let mut path = Path { subjects, extra, floor: f64::MAX };
-    let started = Instant::now();
-    for setup in 1..=SETUPS {
-        path.set_up()?;
-        eprintln!("  … real datagrams: set-up {setup} of {SETUPS} ({} s)", started.elapsed().as_secs());
+    for setup in 0..SETUPS {
+        if setup % SETUPS_PER_LOAD == 0 {
+            for site in &mut sites {
+                site.load()?;
+            }
+            let seconds = started.elapsed().as_secs();
+            eprintln!("  … real datagrams: set-up {} of {SETUPS} ({seconds} s)", setup + 1);
+        }
+        path.set_up(&sites)?;
     }
     Ok(path)
 }
 
-/// A subject at work.
+/// A subject's namespace.
 struct Site {
-    tunnel: Tunnel,
-    /// Ends what is attached.
-    _link: Option<OwnedFd>,
-    _lab: Option<Lab>,
+    what: What,
+    namespace: Namespace,
+    program: Option<Program>,
+}
+
+/// What is attached.
+enum Program {
+    Empty(OwnedFd),
+    Ours(Box<Lab>),
 }
 
 impl Path {
-    fn set_up(&mut self) -> Result<()> {
-        let mut sites = Vec::new();
-        for what in &self.subjects {
-            sites.push(what.set_up()?);
-        }
+    fn set_up(&mut self, sites: &[Site]) -> Result<()> {
+        let mut stations = sites.iter().map(Site::open).collect::<Result<Vec<_>>>()?;
         let mut pairs = vec![Vec::with_capacity(ROUNDS); sites.len()];
-        let mut before = sites[NOTHING].tunnel.slice()?;
         for _ in 0..ROUNDS {
             let mut measured = Vec::with_capacity(sites.len());
-            for site in &mut sites[EMPTY..] {
-                measured.push(site.tunnel.slice()?);
+            for station in &mut stations {
+                measured.push(station.tunnel.slice()?);
             }
-            let after = sites[NOTHING].tunnel.slice()?;
-            self.floor = self.floor.min(after);
-            let plain = f64::midpoint(before, after);
-            for (pairs, measured) in pairs[EMPTY..].iter_mut().zip(measured) {
+            #[expect(clippy::cast_precision_loss, reason = "three")]
+            let plain = measured[..BARE].iter().sum::<f64>() / BARE as f64;
+            self.floor = self.floor.min(plain);
+            for (pairs, measured) in pairs.iter_mut().zip(measured) {
                 pairs.push(Pair { plain, measured });
             }
-            before = after;
         }
         for (extra, pairs) in self.extra.iter_mut().zip(pairs) {
             extra.push(Spread::of(pairs.into_iter().map(Pair::extra)).median);
+        }
+        for (site, station) in sites.iter().zip(stations) {
+            site.close(station)?;
         }
         Ok(())
     }
@@ -151,7 +161,7 @@ impl Path {
             self.floor, SIZE.rules, SIZE.peers
         );
         println!("{:<48} {:>6} {:>13}  {:>22}", "", "added", "quartiles", "our share, quartiles");
-        for (index, what) in self.subjects.iter().enumerate().skip(EMPTY) {
+        for (index, what) in self.subjects.iter().enumerate().skip(BARE) {
             let added = self.nanoseconds(index);
             print!("{:<48} {:>6.0} {:>6.0} {:>6.0}", what.name(), added.median, added.lower, added.upper);
             let scope = self.scope(index);
@@ -179,30 +189,66 @@ impl What {
             Self::Nftables(form) => form.name,
         }
     }
+}
 
-    fn set_up(self) -> Result<Site> {
+/// A subject at work.
+struct Station {
+    tunnel: Tunnel,
+    /// Ends what is attached.
+    _link: Option<OwnedFd>,
+}
+
+impl Site {
+    fn new(what: What) -> Result<Self> {
+        let namespace = Namespace::new()?;
+        if let What::Nftables(form) = what {
+            form.load(&SIZE.pairs())?;
+        }
+        Ok(Self { what, namespace, program: None })
+    }
+
+    /// Loads the program, if there is one.
+    fn load(&mut self) -> Result<()> {
+        self.program = match self.what {
+            What::EmptyProgram => Some(Program::Empty(steps::empty()?)),
+            What::Ours => {
+                self.namespace.enter()?;
+                let mut lab = Lab::new("lo", 0)?;
+                lab.acl.install(&SIZE.image(1)?)?;
+                Some(Program::Ours(Box::new(lab)))
+            }
+            What::Nothing | What::Nftables(_) => None,
+        };
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Station> {
+        self.namespace.enter()?;
         let pairs = SIZE.pairs();
         let (peer, port) = pairs[pairs.len() / 2];
-        let std::net::IpAddr::V4(peer) = peer else { bail!("the benchmark's peers have IPv4 addresses") };
+        let IpAddr::V4(peer) = peer else { bail!("the benchmark's peers have IPv4 addresses") };
         let mut tunnel = Tunnel::new(peer, port)?;
-        let (mut link, mut lab) = (None, None);
-        match self {
-            Self::Nothing => {}
-            Self::EmptyProgram => link = Some(bpf::attach_ingress(steps::empty()?.as_fd(), DEVICE)?),
-            Self::Ours => {
-                let mut ours = Lab::new(DEVICE, 0)?;
-                ours.acl.install(&SIZE.image(1)?)?;
-                link = Some(bpf::attach_ingress(ours.program(Direction::Ingress)?, DEVICE)?);
-                lab = Some(ours);
-            }
-            Self::Nftables(form) => {
-                form.install(&pairs)?;
-                if form.scope == Scope::Stateful {
-                    tunnel.answer()?;
-                }
+        let link = match &self.program {
+            Some(Program::Empty(program)) => Some(bpf::attach_ingress(program.as_fd(), DEVICE)?),
+            Some(Program::Ours(lab)) => Some(bpf::attach_ingress(lab.program(Direction::Ingress)?, DEVICE)?),
+            None => None,
+        };
+        if let What::Nftables(form) = self.what {
+            form.hook()?;
+            if form.scope == Scope::Stateful {
+                tunnel.answer()?;
             }
         }
-        ensure!(tunnel.arrives()?, "{}: the benchmark's datagram does not arrive", self.name());
-        Ok(Site { tunnel, _link: link, _lab: lab })
+        ensure!(tunnel.arrives()?, "{}: the benchmark's datagram does not arrive", self.what.name());
+        Ok(Station { tunnel, _link: link })
+    }
+
+    fn close(&self, station: Station) -> Result<()> {
+        self.namespace.enter()?;
+        if let What::Nftables(form) = self.what {
+            form.unhook()?;
+        }
+        drop(station);
+        Ok(())
     }
 }
