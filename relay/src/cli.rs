@@ -217,8 +217,8 @@ impl RunArgs {
             main_port: self.port,
             ports: self.ports.0.clone(),
             allowed_legs: self.allowed_legs.clone(),
-            allocation_lease: Duration::from_secs(600),
-            binding_lease: Duration::from_secs(300),
+            allocation_lease: Duration::from_mins(10),
+            binding_lease: Duration::from_mins(5),
             limits,
         };
         config.check()?;
@@ -227,11 +227,6 @@ impl RunArgs {
 
     pub(crate) fn coordinators(&self) -> Vec<(KeyNumber, VerifyingKey)> {
         self.coordinator_keys.iter().map(|key| (key.0, key.1)).collect()
-    }
-
-    /// The names of a certificate that the relay makes for itself.
-    pub(crate) fn tls_names(&self, config: &Config) -> Vec<String> {
-        config.locals.iter().map(|local| local.advertised.to_string()).collect()
     }
 }
 

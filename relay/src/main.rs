@@ -15,7 +15,7 @@ use cli::{Cli, Command, IdentityArgs, LogFormat, RunArgs};
 use ghostwire_relay::derp::{self, Admission, Everybody, Listed};
 use ghostwire_relay::server::{Options, Server};
 use ghostwire_relay::sessions::Owner;
-use ghostwire_relay::sessions::config::Secrets;
+use ghostwire_relay::sessions::config::{Config, Secrets};
 use ghostwire_relay::state_dir::StateDir;
 use ghostwire_relay::tls::Identity;
 use ghostwire_relay::udp::Observer;
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => {
             start_logging(args.log_format);
-            run(*args)
+            run(&args)
         }
         Command::Identity(args) => identity(&args),
     };
@@ -95,7 +95,7 @@ impl Observer for Log {
 }
 
 #[tokio::main]
-async fn run(args: RunArgs) -> anyhow::Result<()> {
+async fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let directory = StateDir::open(&args.state_dir)?;
@@ -109,7 +109,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         Some(address) => {
             let identity = match (&args.tls_cert, &args.tls_key) {
                 (Some(certificate), Some(key)) => Identity::from_files(certificate, key)?,
-                _ => Identity::own(&directory, &args.tls_names(&config))?,
+                _ => Identity::own(&directory, &certificate_names(&config))?,
             };
             Some((address, identity.acceptor(keys.derp.public())?))
         }
@@ -122,12 +122,12 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         observer: Arc::new(Log),
         derp_key: keys.derp,
         derp_limits: derp::Limits::default(),
-        admission: admission(&args)?,
+        admission: admission(args)?,
         tls,
         plain: args.http_listen.0,
     })
     .await?;
-    println!("{}", ready_line(&server, relay, &args));
+    println!("{}", ready_line(&server, relay, args));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -139,6 +139,11 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// The names of a certificate that the relay makes for itself: how the world sees it.
+fn certificate_names(config: &Config) -> Vec<String> {
+    config.locals.iter().map(|local| local.advertised.to_string()).collect()
 }
 
 fn ready_line(server: &Server, relay: RelayId, args: &RunArgs) -> String {

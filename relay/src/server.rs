@@ -89,7 +89,7 @@ impl Server {
     /// over.
     pub async fn drain(mut self, grace: Duration) {
         self.plane.drain();
-        self.derp.drain(Duration::ZERO, Duration::from_secs(60));
+        self.derp.drain(Duration::ZERO, Duration::from_mins(1));
         let end = Instant::now() + grace;
         while Instant::now() < end && (self.derp.clients() > 0 || self.plane.load().0 > 0) {
             sleep(DRAIN_POLL).await;

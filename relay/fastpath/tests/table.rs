@@ -1,4 +1,6 @@
 //! The pair table: as a map, and under readers that take no lock.
+#![expect(clippy::unwrap_used, reason = "a test that fails shall say where")]
+#![expect(clippy::cast_possible_truncation, reason = "keys and values are made from numbers of any size")]
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
 //! Tokens and control messages: what is written is read, and nothing forged is believed.
+#![expect(clippy::unwrap_used, reason = "a test that fails shall say where")]
 
 use ed25519_dalek::SigningKey;
 use ghostwire_relay_protocol::control::{

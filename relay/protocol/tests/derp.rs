@@ -1,4 +1,5 @@
 //! DERP frames and handshake boxes.
+#![expect(clippy::unwrap_used, reason = "a test that fails shall say where")]
 
 use ghostwire_relay_protocol::derp::handshake::{
     ClientInfo, HandshakeError, SecretKey, ServerInfo, open, seal,

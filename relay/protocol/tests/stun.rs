@@ -1,4 +1,5 @@
 //! The STUN codec against the published vectors, and against anything at all.
+#![expect(clippy::unwrap_used, reason = "a test that fails shall say where")]
 
 use std::net::SocketAddr;
 

@@ -78,7 +78,7 @@ impl Default for Limits {
             client: Rate { per_second: 12_500_000, burst: 4 << 20 },
             handshake: Duration::from_secs(10),
             write: Duration::from_secs(2),
-            keep_alive: Duration::from_secs(60),
+            keep_alive: Duration::from_mins(1),
         }
     }
 }

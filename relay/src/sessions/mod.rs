@@ -280,8 +280,7 @@ fn derived(seed: &[u8; 32], purpose: &[u8]) -> [u8; 32] {
 }
 
 fn derived_word(seed: &[u8; 32], purpose: &[u8]) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = derived(seed, purpose);
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    derived(seed, purpose).first_chunk().copied().map_or(0, u64::from_be_bytes)
 }
 
 fn table_size(config: &Config) -> Result<(u32, u32), ConfigError> {

@@ -37,23 +37,23 @@ enum Port {
 #[derive(Debug)]
 pub(super) struct Ports {
     first: u16,
-    ports: Vec<Port>,
+    each: Vec<Port>,
     random: Scramble,
 }
 
 impl Ports {
     pub(super) fn new(range: &RangeInclusive<u16>, seed: u64) -> Self {
-        Self { first: *range.start(), ports: vec![Port::Free; range.len()], random: Scramble(seed) }
+        Self { first: *range.start(), each: vec![Port::Free; range.len()], random: Scramble(seed) }
     }
 
     /// Gives a free port to a node: the first one after a random place, so that ports tell nothing about when
     /// they were given. `None`: all are taken.
     pub(super) fn take(&mut self, owner: Owner) -> Option<u16> {
-        let count = self.ports.len();
+        let count = self.each.len();
         let start = usize::try_from(self.random.next() % u64::try_from(count).ok()?).ok()?;
         let free =
-            (start..count).chain(0..start).find(|at| matches!(self.ports.get(*at), Some(Port::Free)))?;
-        *self.ports.get_mut(free)? = Port::Owned { owner, reported: None };
+            (start..count).chain(0..start).find(|at| matches!(self.each.get(*at), Some(Port::Free)))?;
+        *self.each.get_mut(free)? = Port::Owned { owner, reported: None };
         u16::try_from(free).ok()?.checked_add(self.first)
     }
 
@@ -74,7 +74,7 @@ impl Ports {
     /// Whose port it is.
     pub(super) fn owner(&self, port: u16) -> Option<Owner> {
         let at = usize::from(port.checked_sub(self.first)?);
-        match self.ports.get(at)? {
+        match self.each.get(at)? {
             Port::Owned { owner, .. } => Some(*owner),
             Port::Free | Port::Retired => None,
         }
@@ -97,7 +97,7 @@ impl Ports {
 
     fn slot(&mut self, port: u16) -> Option<&mut Port> {
         let at = usize::from(port.checked_sub(self.first)?);
-        self.ports.get_mut(at)
+        self.each.get_mut(at)
     }
 }
 

@@ -72,9 +72,12 @@ fn count(counter: &AtomicU64, by: u64) {
 /// A port at one address.
 struct Port {
     local: u8,
-    port: u16,
+    number: u16,
     socket: AsyncFd<Socket>,
 }
+
+/// Ports by address and number, each with the task that receives on it.
+type Ports = HashMap<(u8, u16), (Arc<Port>, AbortHandle)>;
 
 /// The sockets, and what they share.
 pub struct Plane {
@@ -82,7 +85,7 @@ pub struct Plane {
     table: HeapTable,
     sessions: Mutex<Sessions<HeapTable>>,
     limits: SessionLimits,
-    ports: RwLock<HashMap<(u8, u16), (Arc<Port>, AbortHandle)>>,
+    ports: RwLock<Ports>,
     counters: Counters,
     started: Instant,
     observer: Arc<dyn Observer>,
@@ -172,14 +175,13 @@ impl Plane {
         let mut opened = Vec::new();
         for (local, address) in (0..).zip(&self.config.locals) {
             let address = SocketAddr::new(address.local, port);
-            let socket = socket::open(address).and_then(AsyncFd::new);
-            let socket = socket.map_err(|source| StartError::Bind { address, source })?;
-            opened.push(Arc::new(Port { local, port, socket }));
+            let socket = socket::open(address).map_err(|source| StartError::Bind { address, source })?;
+            opened.push(Arc::new(Port { local, number: port, socket }));
         }
         let mut ports = self.ports.write().unwrap_or_else(PoisonError::into_inner);
         for port in opened {
             let task = tokio::spawn(Arc::clone(self).serve(Arc::clone(&port)));
-            ports.insert((port.local, port.port), (port, task.abort_handle()));
+            ports.insert((port.local, port.number), (port, task.abort_handle()));
         }
         Ok(())
     }
@@ -199,7 +201,7 @@ impl Plane {
             match ready.try_io(|socket| self.pump(&port, socket.get_ref())) {
                 Ok(Ok(())) | Err(_) => {}
                 // What the network reports about an earlier datagram; the next call goes on.
-                Ok(Err(error)) => debug!(port = port.port, %error, "receiving failed"),
+                Ok(Err(error)) => debug!(port = port.number, %error, "receiving failed"),
             }
         }
     }
@@ -215,7 +217,7 @@ impl Plane {
                     count(&self.counters.truncated, 1);
                     continue;
                 };
-                let arrival = Arrival { local: port.local, port: port.port, source };
+                let arrival = Arrival { local: port.local, port: port.number, source };
                 if let Some(forward) = self.judge(now, arrival, meta, payload, socket) {
                     let destination = forward.destination.into();
                     let datagram = Outgoing { index, destination, hops: forward.hops, tos: meta.tos };

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::ptr;
 
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::io::unix::AsyncFd;
 
 /// Datagrams in a batch.
 pub(super) const BATCH: usize = 32;
@@ -22,8 +23,8 @@ const BUFFER_BYTES: usize = 4 << 20;
 /// Two control messages of one `int` each take 48 bytes.
 const CONTROL_LEN: usize = 64;
 
-/// Opens a socket on exactly this address.
-pub(super) fn open(local: SocketAddr) -> io::Result<Socket> {
+/// Opens a socket on exactly this address, on the current tokio runtime.
+pub(super) fn open(local: SocketAddr) -> io::Result<AsyncFd<Socket>> {
     let socket = Socket::new(Domain::for_address(local), Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;
     socket.set_recv_buffer_size(BUFFER_BYTES)?;
@@ -40,7 +41,8 @@ pub(super) fn open(local: SocketAddr) -> io::Result<Socket> {
         set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
     }
     socket.bind(&local.into())?;
-    Ok(socket)
+    // SAFETY: the socket owns its descriptor, and nobody replaces or closes it while `AsyncFd` owns the socket.
+    Ok(unsafe { AsyncFd::register(socket) }?)
 }
 
 fn set_option(

@@ -110,7 +110,7 @@ fn packets_pass_between_clients_with_their_senders_key() {
         let (mut a, mut b) = (client(&relay, 1), client(&relay, 2));
         assert_eq!(a.info.version, 2);
         assert!(a.info.bytes_per_second > 0);
-        for len in [0, 1, 1500, 65_536] {
+        for len in [0_usize, 1, 1500, 65_536] {
             let packet = vec![len.to_le_bytes()[0]; len];
             a.send(&Frame::Send { to: b.key(), packet: &packet });
             b.expect(&Frame::Recv { from: a.key(), packet: &packet });

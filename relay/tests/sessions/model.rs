@@ -32,7 +32,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// Both families, so that they cross.
 fn place(at: u16) -> SocketAddr {
-    if at % 2 == 0 {
+    if at.is_multiple_of(2) {
         SocketAddr::new([198, 51, 100, 1].into(), 1000 + at)
     } else {
         SocketAddr::new("2001:db8:7::1".parse().unwrap(), 1000 + at)

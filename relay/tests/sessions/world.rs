@@ -35,8 +35,8 @@ pub(crate) fn config() -> Config {
         main_port: MAIN,
         ports: 50_000..=50_009,
         allowed_legs: Vec::new(),
-        allocation_lease: Duration::from_secs(600),
-        binding_lease: Duration::from_secs(300),
+        allocation_lease: Duration::from_mins(10),
+        binding_lease: Duration::from_mins(5),
         limits: Limits { pairs: 20, ..Limits::default() },
     }
 }
@@ -79,20 +79,20 @@ impl World {
         }
     }
 
-    pub(crate) fn arrival(&self, port: u16, source: SocketAddr) -> Arrival {
+    pub(crate) fn arrival(port: u16, source: SocketAddr) -> Arrival {
         Arrival { local: u8::from(source.is_ipv6()), port, source }
     }
 
     /// Sends bytes to the relay as control does; gives the answer.
     pub(crate) fn send(&mut self, port: u16, source: SocketAddr, bytes: &[u8]) -> Option<Vec<u8>> {
-        let answer = self.relay.handle_control(self.now, self.arrival(port, source), bytes);
+        let answer = self.relay.handle_control(self.now, Self::arrival(port, source), bytes);
         self.settle();
         answer.map(|answer| answer.bytes().to_vec())
     }
 
     /// Decides about a WireGuard data packet, as the data path does.
     pub(crate) fn data(&mut self, port: u16, source: SocketAddr) -> Option<Forward> {
-        let arrival = self.arrival(port, source);
+        let arrival = Self::arrival(port, source);
         let datagram = Datagram {
             local: arrival.local,
             port,
