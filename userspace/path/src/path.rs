@@ -78,7 +78,7 @@ impl RoundTrip {
     }
 }
 
-/// How often a path let us down while it was used.
+/// How often a path let us down while it was used, and until when that counts.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Penalty {
     count: u32,
@@ -86,7 +86,7 @@ pub(crate) struct Penalty {
 }
 
 impl Penalty {
-    fn add(&mut self, now: Instant) {
+    pub(crate) fn add(&mut self, now: Instant) {
         let forgiven = self.until.is_some_and(|until| now.saturating_duration_since(until) >= FORGIVE);
         self.count = if forgiven { 1 } else { self.count.saturating_add(1) };
         self.until = Some(now + doubled(HOLD_FIRST, self.count - 1, HOLD_MOST));

@@ -140,10 +140,6 @@ pub enum Reach {
 }
 
 impl Reach {
-    pub(crate) fn is_possible(self) -> bool {
-        self != Self::Blocked
-    }
-
     /// What to reckon with.
     pub(crate) fn latency(self) -> Option<Duration> {
         match self {

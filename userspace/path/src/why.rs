@@ -27,7 +27,9 @@ pub struct Why {
     pub for_how_long: Option<Duration>,
     /// Every path, the one in use first, then best first.
     pub paths: Vec<PathWhy>,
-    /// When the next round begins and why.
+    /// Why a round of checks is running, if one is.
+    pub running: Option<Cause>,
+    /// When the next round begins and why; while one is running this is decided at its end.
     pub next: Option<(Duration, Cause)>,
     /// What would make it better, the most helpful first.
     pub advice: Vec<Advice>,
@@ -158,6 +160,7 @@ impl PathMachine {
             reason: self.chosen.reason,
             for_how_long: self.chosen.since.map(|since| now.saturating_duration_since(since)),
             paths: paths.into_iter().map(|path| self.why_path(path, now)).collect(),
+            running: self.rounds.cause.filter(|_| self.rounds.running),
             next: self.rounds.next.map(|next| (next.at.saturating_duration_since(now), next.cause)),
             advice: self.advice(now),
             steer: self.steer,
@@ -187,7 +190,10 @@ impl PathMachine {
             Phase::Proven { .. } => PathState::Proven,
             Phase::Failed { .. } => PathState::Failed,
         };
-        let held = path.penalty.until.filter(|until| now < *until);
+        let primary = self.chosen.primary.and_then(|id| self.path(id));
+        let better = path.is_proven() && primary.is_some_and(|primary| path.class() < primary.class());
+        let held = path.penalty.until.max(self.chosen.climb.until.filter(|_| better));
+        let held = held.filter(|until| now < *until);
         PathWhy {
             id: path.id,
             route: path.route,
@@ -230,7 +236,8 @@ impl PathMachine {
             return;
         };
         let direct = || self.paths.iter().filter(|path| path.class() == Class::Direct);
-        let held = direct().find(|path| path.is_proven() && path.penalty.holds(now));
+        let holds = |path: &&Path| path.penalty.holds(now) || self.chosen.climb.holds(now);
+        let held = direct().filter(|path| path.is_proven()).find(holds);
         advice.extend(held.map(|path| Advice::HeldDown(path.id)));
         let failed = |failure| move |path: &&Path| path.failure.is_some_and(|(why, _)| why == failure);
         if direct().any(|path| failed(Failure::WireGuardBlocked)(&path)) {
@@ -418,6 +425,9 @@ impl fmt::Display for Why {
         writeln!(f)?;
         for path in &self.paths {
             writeln!(f, "  {path}")?;
+        }
+        if let Some(cause) = self.running {
+            writeln!(f, "  a round is running: {cause}")?;
         }
         if let Some((wait, cause)) = self.next {
             writeln!(f, "  next round in {} s: {cause}", wait.as_secs())?;

@@ -3,13 +3,14 @@
 //! Class decides first (direct, QUIC, relay port, relay stream), unless the operator prefers otherwise. Within a
 //! class the cheaper path wins, but only if it is clearly cheaper for a while, and after a pause that grows with
 //! every such change. A path that failed while it was used is held down, longer each time. So the number of
-//! changes is bounded whatever the network does.
+//! changes is bounded whatever the network does: a change to a worse class takes a loss, and each loss makes the
+//! pause before the next change to a better class longer.
 
 use std::time::{Duration, Instant};
 
 use super::PathMachine;
 use crate::io::{InUse, Output, Steer};
-use crate::path::{Path, Phase, doubled};
+use crate::path::{Path, Penalty, Phase, doubled};
 use crate::route::{Class, PathId, Route};
 use crate::timing::{
     BETTER_BY, BETTER_FOR, BETTER_PERCENT, FIRST_SAMPLES, FORGIVE, HEALTH, HOLD_MOST, LATENCY_HOLD, SPARE, STANDBY,
@@ -45,6 +46,9 @@ pub(crate) struct Chosen {
     /// Changes for latency in a row.
     latency_changes: u32,
     last_latency_change: Option<Instant>,
+    /// No change to a better class for now: paths in use were lost, and what takes down one way often takes
+    /// down all of a kind.
+    pub(crate) climb: Penalty,
     /// A proven path was used in this waking.
     settled: bool,
 }
@@ -81,6 +85,7 @@ impl Chosen {
     pub(super) fn calm_down(&mut self) {
         self.latency_changes = 0;
         self.last_latency_change = None;
+        self.climb = Penalty::default();
     }
 
     fn latency_hold_until(&self) -> Option<Instant> {
@@ -124,7 +129,8 @@ impl PathMachine {
     /// Times at which the choice may change by itself.
     pub(super) fn choose_due(&self, now: Instant) -> Option<Instant> {
         let hold = self.chosen.latency_hold_until().filter(|until| now < *until);
-        let held = self.paths.iter().filter_map(|path| path.penalty.until).filter(|until| now < *until);
+        let held = self.paths.iter().filter_map(|path| path.penalty.until).chain(self.chosen.climb.until);
+        let held = held.filter(|until| now < *until);
         let cheaper = self.paths.iter().filter_map(|path| path.cheaper_since);
         let cheaper = cheaper.map(|since| since + BETTER_FOR).filter(|at| now < *at);
         hold.into_iter().chain(held).chain(cheaper).min()
@@ -173,9 +179,12 @@ impl PathMachine {
         let (best_doubtful, best_held, best_other, best_class, _) = best_rank;
         let (_, _, other, class, _) = rank;
         // The path in use keeps its place while it is only in doubt: the copy goes elsewhere.
-        if best != current && !best_doubtful && !best_held && (best_other, best_class) < (other, class) {
-            let reason = if best_other < other { Reason::Operator } else { Reason::Better };
-            return Some((best, reason));
+        let possible = best != current && !best_doubtful && !best_held;
+        if possible && best_other < other {
+            return Some((best, Reason::Operator));
+        }
+        if possible && best_other == other && best_class < class && !self.chosen.climb.holds(now) {
+            return Some((best, Reason::Better));
         }
         self.faster(now, current).map(|id| (id, Reason::Faster))
     }

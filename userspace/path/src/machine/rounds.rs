@@ -56,6 +56,8 @@ pub(crate) struct Rounds {
     pub(crate) running: bool,
     pub(crate) started: Option<Instant>,
     pub(crate) next: Option<Planned>,
+    /// Of the last one.
+    pub(crate) cause: Option<Cause>,
     /// Rounds in a row without a direct path.
     pub(crate) fruitless: u32,
 }
@@ -118,6 +120,7 @@ impl PathMachine {
                 // Something is new: relays that did not answer may now.
                 self.paths.iter_mut().for_each(Path::forgive_opening);
             }
+            self.rounds.cause = Some(next.cause);
             self.begin_round(now, next.announce);
         }
         self.plan_relays(now);

@@ -245,11 +245,6 @@ impl PathMachine {
         !self.relay_order.is_empty()
     }
 
-    /// The relays in order of preference.
-    pub(crate) fn relay_order(&self) -> &[Route] {
-        &self.relay_order
-    }
-
     pub(super) fn fail_route(&mut self, now: Instant, route: Route, why: Failure) {
         if let Some(id) = self.find(route) {
             self.fail_path(now, id, why);
@@ -259,6 +254,7 @@ impl PathMachine {
     /// Marks a path as failed and gives back what it held.
     pub(super) fn fail_path(&mut self, now: Instant, id: PathId, why: Failure) {
         let in_use = self.chosen.carries(id);
+        let primary = self.chosen.primary == Some(id);
         let Some(path) = self.path_mut(id) else { return };
         let was_proven = path.is_proven();
         path.fail(now, why);
@@ -269,6 +265,9 @@ impl PathMachine {
             path.open = false;
             let closed = Output::Close(path.id, path.route);
             self.outputs.push_back(closed);
+        }
+        if was_proven && primary {
+            self.chosen.climb.add(now);
         }
         if was_proven && in_use {
             self.rounds.fruitless = 0;

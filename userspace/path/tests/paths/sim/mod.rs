@@ -24,7 +24,7 @@ pub(crate) const QUIC_PORT: u16 = 443;
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     Check { check: Check, credentials: Credentials },
-    Answer { transaction: Transaction, framing: Framing },
+    Answer { transaction: Transaction },
     Data { number: u64 },
     QuicHello,
     QuicWelcome,
@@ -229,7 +229,7 @@ impl World {
             }
             Output::Answer { route, framing, transaction } => {
                 let shape = shape_of(&route, framing);
-                self.send(host, route, shape, Body::Answer { transaction, framing });
+                self.send(host, route, shape, Body::Answer { transaction });
             }
             Output::Signal(signal) => {
                 self.nodes[host].last_signal = Some(signal.clone());
@@ -364,7 +364,7 @@ impl World {
                 }
                 self.input(host, Input::CheckReceived(Check { route, ..check }));
             }
-            Body::Answer { transaction, .. } => self.input(host, Input::CheckAnswered { transaction, route }),
+            Body::Answer { transaction } => self.input(host, Input::CheckAnswered { transaction, route }),
             Body::Data { number } => {
                 // The data plane lets in only what was admitted.
                 let closed = route.class() == Class::Quic && !self.nodes[host].is_open(route);
