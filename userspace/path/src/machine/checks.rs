@@ -88,11 +88,18 @@ impl PathMachine {
 
     pub(super) fn check_received(&mut self, now: Instant, check: Check) {
         let (route, framing, transaction) = (check.route, check.framing, check.transaction);
-        self.outputs.push_back(Output::Answer { route, framing, transaction });
         let generation = self.there.as_ref().map(|signal| signal.generation).unwrap_or_default();
         self.heed(now, generation, check.attempt);
-        let Some(id) = self.find(route).or_else(|| self.add_reflexive(route)) else { return };
-        self.admit(id);
+        let known = self.find(route).or_else(|| self.add_reflexive(route));
+        if let Some(id) = known {
+            self.admit(id);
+        }
+        // An answer promises that data is let in: none for a way that we do not know (a port that was closed).
+        // A relay's stream belongs to the node and lets in everything.
+        if known.is_some() || route.class() == Class::Derp {
+            self.outputs.push_back(Output::Answer { route, framing, transaction });
+        }
+        let Some(id) = known else { return };
         if check.nominate && !self.controlling {
             for path in &mut self.paths {
                 path.nominated = path.id == id;

@@ -294,6 +294,12 @@ impl PathMachine {
         }
     }
 
+    /// Whether there was any traffic lately.
+    fn has_traffic(&self, now: Instant) -> bool {
+        let last = self.activity.last_sent.max(self.activity.last_received);
+        last.is_some_and(|last| now < last + IDLE_AFTER)
+    }
+
     /// Nothing is sent from here on. What costs something elsewhere is given back.
     fn fall_asleep(&mut self) {
         self.activity = Activity::default();

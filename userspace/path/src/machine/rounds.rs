@@ -135,7 +135,8 @@ impl PathMachine {
         self.rounds.next = None;
         self.rounds.running = true;
         self.rounds.started = Some(now);
-        if announce {
+        // Who is awake only because the peer asked does not ask back, or two idle sides would keep each other up.
+        if announce && self.has_traffic(now) {
             self.attempt.number = self.attempt.number.saturating_add(1);
             self.attempt.birthday = false;
             self.telling.due = true;
@@ -179,7 +180,7 @@ impl PathMachine {
         };
         if !direct {
             self.rounds.fruitless = self.rounds.fruitless.saturating_add(1);
-            if anything && self.rounds.fruitless >= 2 {
+            if anything && self.rounds.fruitless >= 2 && self.has_traffic(now) {
                 self.call_birthday(now);
             }
         }

@@ -201,7 +201,7 @@ fn a_suspended_machine_comes_back() {
 
 #[test]
 fn blocked_wireguard_goes_by_quic_and_says_so() {
-    let mut world = settled(Kind::WireGuardBlocked, Kind::PortPreserving);
+    let world = settled(Kind::WireGuardBlocked, Kind::PortPreserving);
     assert!(world.both(Class::Quic), "{}", why(&world, 0));
     let advice = world.nodes[0].machine.why(world.now).advice;
     assert!(advice.contains(&Advice::WireGuardBlocked), "{advice:?}");

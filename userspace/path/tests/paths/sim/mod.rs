@@ -180,7 +180,10 @@ impl World {
                     self.input(host, Input::CarrierDown(route, why));
                 }
             }
-            Event::Auxiliary { host, bases } => self.input(host, Input::AuxiliaryPorts(bases)),
+            Event::Auxiliary { host, bases } => {
+                self.nodes[host].auxiliary.clone_from(&bases);
+                self.input(host, Input::AuxiliaryPorts(bases));
+            }
             Event::QuicAgain { host, route, left } => self.quic_hello(host, route, left),
             Event::QuicClosed { host } => {
                 for route in self.nodes[host].lose_quic() {
@@ -259,7 +262,7 @@ impl World {
                 let bases = (0..count).map(|at| ghostwire_path::Base { address: port(at), ..base }).collect();
                 self.after(Duration::from_millis(5), Event::Auxiliary { host, bases });
             }
-            Output::CloseAuxiliaryPorts(_) => {}
+            Output::CloseAuxiliaryPorts(bases) => self.nodes[host].auxiliary.retain(|held| !bases.contains(held)),
         }
     }
 
@@ -344,6 +347,9 @@ impl World {
     fn arrive(&mut self, arrival: Arrival, body: Body) {
         let host = arrival.host;
         let Some(base) = node::base_at(arrival.uplink, arrival.to) else { return };
+        if !self.nodes[host].has_port(base) {
+            return;
+        }
         self.receive(host, Route::Pair { base, remote: arrival.from }, body);
     }
 

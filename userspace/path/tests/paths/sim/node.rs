@@ -25,6 +25,7 @@ pub(crate) struct Node {
     bound: Vec<(Route, u32)>,
     quic: Vec<Route>,
     pub(crate) admitted: Vec<Route>,
+    pub(crate) auxiliary: Vec<Base>,
     pub(crate) last_signal: Option<Box<Signal>>,
     pub(crate) sent: u64,
     pub(crate) last_sent: Instant,
@@ -61,6 +62,7 @@ impl Node {
             bound: Vec::new(),
             quic: Vec::new(),
             admitted: Vec::new(),
+            auxiliary: Vec::new(),
             last_signal: None,
             sent: 0,
             last_sent: now,
@@ -81,6 +83,11 @@ impl Node {
         self.bound.clear();
         self.quic.clear();
         self.admitted.clear();
+        self.auxiliary.clear();
+    }
+
+    pub(crate) fn has_port(&self, base: Base) -> bool {
+        [WIREGUARD_PORT, QUIC_PORT].contains(&base.address.port()) || self.auxiliary.contains(&base)
     }
 
     pub(crate) fn wake_at(&self) -> Option<Instant> {
