@@ -71,7 +71,8 @@
 //!   | relay stream | a packet of the stream, told apart likewise |
 //!
 //!   A check whose integrity fails is no input. The attempt number travels as an attribute of its own.
-//! - **Answers** go out at once, by the way and in the dress that the check came, also while the machine sleeps.
+//! - **Answers** go out at once, by the way and in the dress that the check came, also while the machine sleeps. The
+//!   machine gives none for a way that it does not know: an answer promises that data is let in.
 //! - **Admission.** Only remotes of [`Output::Admit`] get into the REV map: they have proven that they are the peer.
 //!   A peer could otherwise name another peer's address as its candidate and draw that peer's packets to itself.
 //! - **Traffic.** [`Input::Sent`] and [`Input::Received`] from the data plane's counters, a few times a second

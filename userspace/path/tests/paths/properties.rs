@@ -197,7 +197,7 @@ fn explain(world: &World) -> String {
 
 pub(crate) fn cases(default: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(default);
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() }
 }
 
 /// Checks of one side in a second, everything together: paced ones, health, birthday probes.
@@ -206,7 +206,7 @@ const MOST_CHECKS: usize = 180;
 const DELIVERED_AFTER: Duration = Duration::from_secs(20);
 
 proptest! {
-    #![proptest_config(cases(400))]
+    #![proptest_config(cases(250))]
 
     #[test]
     fn the_best_path_is_found_and_kept(places in [place(), place()], seed in any::<u64>(), loss in 0_u8..10) {
