@@ -7,8 +7,8 @@ use crate::io::{CarrierFailure, Transaction};
 use crate::route::{Class, Framing, PathId, Route, is_private};
 use crate::signal::CandidateKind;
 use crate::timing::{
-    FIRST_PATIENCE, FIRST_SAMPLES, FORGIVE, HEALTH, HOLD_FIRST, HOLD_MOST, LEAST_PATIENCE, MEASURE, MOST_PATIENCE,
-    OPEN_TIMEOUT, RELAY_PATIENCE, REMEMBERED, TRIES, TRUST_MARGIN,
+    FIRST_PATIENCE, FIRST_SAMPLES, FORGIVE, HEALTH, HOLD_FIRST, HOLD_MOST, LEAST_PATIENCE, MEASURE,
+    MOST_PATIENCE, OPEN_TIMEOUT, RELAY_PATIENCE, REMEMBERED, TRIES, TRUST_MARGIN,
 };
 
 /// Why a path does not work.
@@ -292,13 +292,12 @@ impl Path {
     /// How it is dressed next. A direct path alternates until UDP is shown to pass, since a middlebox may let
     /// through only one of both; from then on only what carries counts.
     pub(crate) fn framing(&self) -> Framing {
-        match self.class() {
-            Class::Direct if self.is_proven() || self.reached || self.unanswered % 2 == 1 => Framing::Carried,
-            Class::Direct => Framing::Stun,
-            Class::Quic if self.open => Framing::Carried,
-            Class::Quic => Framing::Stun,
-            Class::RelayPort | Class::Derp => Framing::Carried,
-        }
+        let plain = match self.class() {
+            Class::Direct => !self.is_proven() && !self.reached && self.unanswered.is_multiple_of(2),
+            Class::Quic => !self.open,
+            Class::RelayPort | Class::Derp => false,
+        };
+        if plain { Framing::Stun } else { Framing::Carried }
     }
 
     pub(crate) fn note_sent(&mut self, now: Instant, transaction: Transaction, framing: Framing) {

@@ -364,12 +364,18 @@ impl fmt::Display for Advice {
                 "the peer's NAT uses a new port for every destination (ports guessed {times} times): switch on UPnP, \
                  NAT-PMP or PCP there, or forward the WireGuard port"
             ),
-            Self::WireGuardBlocked => f.write_str("something on the way drops WireGuard's packets but lets STUN pass"),
+            Self::WireGuardBlocked => {
+                f.write_str("something on the way drops WireGuard's packets but lets STUN pass")
+            }
             Self::NoCommonFamily => f.write_str("one side has only IPv4, the other only IPv6: give one both"),
-            Self::Firewall => f.write_str("no address of the peer answers: a firewall has to let UDP through"),
+            Self::Firewall => {
+                f.write_str("no address of the peer answers: a firewall has to let UDP through")
+            }
             Self::NoRelay => f.write_str("the two have no relay in common"),
             Self::Pinned => f.write_str("the operator allows only some paths: remove the pin"),
-            Self::HeldDown(id) => write!(f, "path {id} is better but failed lately: it has to prove itself first"),
+            Self::HeldDown(id) => {
+                write!(f, "path {id} is better but failed lately: it has to prove itself first")
+            }
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::route::{Class, Framing, PathId, Route};
 use crate::signal::{CandidateKind, priority};
 use crate::timing::{DATA_SILENT, LEAST_PATIENCE, MAX_BASES, PACE, SUSPECT, SUSPECT_GAP};
 
+/// Who is next among the paths that are tried: triggered, fewest tries, relay, priority.
+type Turn = (bool, u32, bool, Reverse<u64>);
+
 impl PathMachine {
     /// When a path needs attention: not before the pace allows it, if it is only a try.
     pub(super) fn path_due(&self, path: &Path, now: Instant) -> Option<Instant> {
@@ -24,7 +27,7 @@ impl PathMachine {
     /// in each slot.
     pub(super) fn transmit(&mut self, now: Instant) {
         let mut healthy = Vec::new();
-        let mut first: Option<((bool, u32, bool, Reverse<u64>), PathId)> = None;
+        let mut first: Option<(Turn, PathId)> = None;
         for path in &self.paths {
             if path.due(self.role_interval(path), now).is_none_or(|due| now < due) {
                 continue;

@@ -13,7 +13,8 @@ use crate::io::{InUse, Output, Steer};
 use crate::path::{Path, Penalty, Phase, doubled};
 use crate::route::{Class, PathId, Route};
 use crate::timing::{
-    BETTER_BY, BETTER_FOR, BETTER_PERCENT, FIRST_SAMPLES, FORGIVE, HEALTH, HOLD_MOST, LATENCY_HOLD, SPARE, STANDBY,
+    BETTER_BY, BETTER_FOR, BETTER_PERCENT, FIRST_SAMPLES, FORGIVE, HEALTH, HOLD_MOST, LATENCY_HOLD, SPARE,
+    STANDBY,
 };
 
 /// Why the path in use is the one in use.
@@ -142,9 +143,10 @@ impl PathMachine {
             self.hope();
             return;
         };
-        let current = self.chosen.primary.filter(|id| {
-            self.chosen.reason != Reason::Hope && usable.iter().any(|(_, held)| held == id)
-        });
+        let current = self
+            .chosen
+            .primary
+            .filter(|id| self.chosen.reason != Reason::Hope && usable.iter().any(|(_, held)| held == id));
         let next = match current {
             None => Some((best, self.reason_for_first(best))),
             Some(current) => self.improvement(now, current, best_rank, best, &usable),
@@ -158,7 +160,9 @@ impl PathMachine {
 
     fn reason_for_first(&self, id: PathId) -> Reason {
         let wished = self.steer != Steer::Automatic
-            && self.path(id).is_some_and(|path| self.is_preferred(path) || matches!(self.steer, Steer::Pin(_)));
+            && self
+                .path(id)
+                .is_some_and(|path| self.is_preferred(path) || matches!(self.steer, Steer::Pin(_)));
         match (wished, self.chosen.settled) {
             (true, _) => Reason::Operator,
             (false, true) => Reason::Failover,
@@ -180,7 +184,7 @@ impl PathMachine {
         let (_, _, other, class, _) = rank;
         // The path in use keeps its place while it is only in doubt: the copy goes elsewhere.
         let possible = best != current && !best_doubtful && !best_held;
-        if possible && best_other < other {
+        if possible && !best_other && other {
             return Some((best, Reason::Operator));
         }
         if possible && best_other == other && best_class < class && !self.chosen.climb.holds(now) {
@@ -224,10 +228,8 @@ impl PathMachine {
             }
         }
         let (_, id) = best.filter(|_| self.chosen.latency_hold_until().is_none_or(|until| now >= until))?;
-        let calm = self
-            .chosen
-            .last_latency_change
-            .is_none_or(|last| now.saturating_duration_since(last) >= FORGIVE);
+        let calm =
+            self.chosen.last_latency_change.is_none_or(|last| now.saturating_duration_since(last) >= FORGIVE);
         self.chosen.latency_changes = if calm { 1 } else { self.chosen.latency_changes.saturating_add(1) };
         self.chosen.last_latency_change = Some(now);
         Some(id)
@@ -256,11 +258,7 @@ impl PathMachine {
         let mut standby: Vec<PathId> = others().find(|other| !relayed(other)).into_iter().collect();
         let at_relay = others().filter(relayed).find(elsewhere).or_else(|| others().find(relayed));
         standby.extend(at_relay);
-        let also = if doubtful {
-            others().next().or_else(|| self.hopeful(Some(id)))
-        } else {
-            None
-        };
+        let also = if doubtful { others().next().or_else(|| self.hopeful(Some(id))) } else { None };
         let newcomers: Vec<PathId> =
             standby.iter().copied().chain(also).filter(|other| !self.chosen.has_role(*other)).collect();
         let risen = also.filter(|other| !self.chosen.carries(*other));
@@ -276,7 +274,8 @@ impl PathMachine {
     /// Nothing is proven. What was used last may come back, an open relay may lead to the peer already.
     fn hope(&mut self) {
         let last = self.chosen.primary.filter(|id| {
-            self.path(*id).is_some_and(|path| path.is_passable() && !path.is_failed() && self.is_permitted(path))
+            self.path(*id)
+                .is_some_and(|path| path.is_passable() && !path.is_failed() && self.is_permitted(path))
         });
         let first = last.or_else(|| self.hopeful(None));
         if first != self.chosen.primary || first.is_none() {
@@ -296,7 +295,13 @@ impl PathMachine {
         };
         let worth = |path: &Path| {
             let relay = path.class().is_relayed() && !path.is_failed();
-            (relay, path.reached, matches!(path.phase, Phase::Checking { .. }), path.last_proof, path.priority)
+            (
+                relay,
+                path.reached,
+                matches!(path.phase, Phase::Checking { .. }),
+                path.last_proof,
+                path.priority,
+            )
         };
         let worked = |path: &&Path| path.class().needs_opening() || path.reached || path.last_proof.is_some();
         self.paths.iter().filter(likely).filter(worked).max_by_key(|path| worth(path)).map(|path| path.id)

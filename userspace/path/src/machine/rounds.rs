@@ -13,7 +13,8 @@ use crate::io::{Output, Steer};
 use crate::path::{Failure, Path, Phase, doubled};
 use crate::route::{Class, PathId, Route};
 use crate::timing::{
-    HEAD_START, LINGER, MAX_SPARES, NOWHERE_MOST, RELAY_PATIENCE, RELAY_RETRY_MOST, RETRY_FIRST, RETRY_MOST, REVIEW, ROUND_GAP,
+    HEAD_START, LINGER, MAX_SPARES, NOWHERE_MOST, RELAY_PATIENCE, RELAY_RETRY_MOST, RETRY_FIRST, RETRY_MOST,
+    REVIEW, ROUND_GAP,
 };
 
 /// Why a round begins.
@@ -159,7 +160,8 @@ impl PathMachine {
     fn is_round_over(&self, now: Instant) -> bool {
         let busy = |path: &Path| !path.class().is_relayed() && path.is_busy();
         let head_start = self.rounds.started.is_some_and(|started| now < started + HEAD_START);
-        !(head_start && self.is_quic_pending(now)) && !self.paths.iter().any(busy)
+        let quic_waits = head_start && self.is_quic_pending(now);
+        !(quic_waits || self.paths.iter().any(busy))
     }
 
     /// Plans the next round.
@@ -315,7 +317,8 @@ impl PathMachine {
         let most = self.relay_pause();
         let in_hand = |route: &Route| self.paths.iter().find(|path| path.route == *route);
         let direct = self.has_good(Class::Direct, now) || self.has_good(Class::Quic, now);
-        let works = |route: &&Route| in_hand(route).is_some_and(|path| path.is_proven() && !path.is_doubtful());
+        let works =
+            |route: &&Route| in_hand(route).is_some_and(|path| path.is_proven() && !path.is_doubtful());
         // What the operator asks for, in any case.
         let wished = |route: &&Route| match self.steer {
             Steer::Automatic => false,
@@ -336,7 +339,8 @@ impl PathMachine {
                 wanted.extend(standby);
             }
             // What carries traffic is kept until something better does.
-            wanted.extend(self.paths.iter().filter(|path| self.chosen.carries(path.id)).map(|path| path.route));
+            wanted
+                .extend(self.paths.iter().filter(|path| self.chosen.carries(path.id)).map(|path| path.route));
             return wanted;
         }
         let mut young = 0;
@@ -401,7 +405,9 @@ impl PathMachine {
         let mut spares: Vec<(u64, PathId)> = self
             .paths
             .iter()
-            .filter(|path| path.class() == Class::Direct && path.is_proven() && !self.chosen.has_role(path.id))
+            .filter(|path| {
+                path.class() == Class::Direct && path.is_proven() && !self.chosen.has_role(path.id)
+            })
             .map(|path| (path.cost(), path.id))
             .collect();
         spares.sort_unstable();

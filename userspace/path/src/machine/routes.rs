@@ -133,7 +133,13 @@ impl PathMachine {
 
     /// Whether a pair survives a change of candidates: its base has to exist; if the peer names its address no
     /// more, it stays as long as it works.
-    fn may_stay(&self, path: &Path, base: Base, bases: &[Base], wanted: &[(Route, CandidateKind, u64)]) -> bool {
+    fn may_stay(
+        &self,
+        path: &Path,
+        base: Base,
+        bases: &[Base],
+        wanted: &[(Route, CandidateKind, u64)],
+    ) -> bool {
         if !bases.contains(&base) && !self.here.auxiliary.contains(&base) {
             return false;
         }
@@ -146,7 +152,12 @@ impl PathMachine {
         self.here.candidates.iter().any(|own| own.base.address == address)
     }
 
-    pub(super) fn add_path(&mut self, route: Route, kind: Option<CandidateKind>, rank: u64) -> Option<PathId> {
+    pub(super) fn add_path(
+        &mut self,
+        route: Route,
+        kind: Option<CandidateKind>,
+        rank: u64,
+    ) -> Option<PathId> {
         if self.paths.len() >= MAX_PATHS {
             return None;
         }
@@ -208,8 +219,7 @@ impl PathMachine {
             relays.truncate(MAX_RELAYS);
             relays.into_iter().map(|(_, relay)| relay)
         };
-        let order: Vec<Route> =
-            best(udp).map(Route::RelayPort).chain(best(tls).map(Route::Derp)).collect();
+        let order: Vec<Route> = best(udp).map(Route::RelayPort).chain(best(tls).map(Route::Derp)).collect();
         let gone: Vec<PathId> = self
             .paths
             .iter()

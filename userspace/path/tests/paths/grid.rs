@@ -125,7 +125,8 @@ pub(crate) fn theory(a: Kind, b: Kind) -> (Class, bool) {
         return (Class::Derp, false);
     }
     let v6 = a.has_v6() && b.has_v6();
-    if !v6 && !(a.has_v4() && b.has_v4()) {
+    let v4 = a.has_v4() && b.has_v4();
+    if !(v4 || v6) {
         let class = if either(Kind::WireGuardBlocked) { Class::Derp } else { Class::RelayPort };
         return (class, false);
     }
@@ -149,12 +150,13 @@ pub(crate) struct Cell {
 
 fn measure(world: &mut World, wanted: Class, most: Duration) -> Cell {
     world.start();
-    let first = world
-        .run_until(Duration::from_secs(30), |world| world.nodes.iter().all(|node| !node.delivered.is_empty()));
+    let first = world.run_until(Duration::from_secs(30), |world| {
+        world.nodes.iter().all(|node| !node.delivered.is_empty())
+    });
     let begun = world.now.duration_since(world.begin);
     let best = world.run_until(most, |world| world.both(wanted)).map(|more| begun + more);
     // And it stays there.
-    world.run_for(Duration::from_secs(60));
+    world.run_for(Duration::from_mins(1));
     let class = world.class(0).filter(|class| world.class(1) == Some(*class));
     Cell { class, first, best }
 }

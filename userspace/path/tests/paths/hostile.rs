@@ -5,16 +5,15 @@ use std::time::{Duration, Instant};
 
 use ghostwire_path::timing::MAX_PATHS;
 use ghostwire_path::{
-    Attempt, Base, Candidate, CandidateKind, CarrierFailure, Check, Class, Config, Credentials, Filter, Framing,
-    Generation, Input, LocalCandidate, Mapping, NatReport, Output, PathMachine, Reach, RelayId, RelayOffer, Route,
-    Signal, Socket, Steer, Transaction, UplinkId,
+    Attempt, Base, Candidate, CandidateKind, CarrierFailure, Check, Class, Config, Credentials, Filter,
+    Framing, Generation, Input, LocalCandidate, Mapping, NatReport, Output, PathMachine, Reach, RelayId,
+    RelayOffer, Route, Signal, Socket, Steer, Transaction, UplinkId,
 };
 use proptest::prelude::*;
 
 fn address() -> impl Strategy<Value = SocketAddr> {
-    let few = (0_u8..40, 0_u16..4).prop_map(|(host, port)| {
-        SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, host)), 51_820 + port)
-    });
+    let few = (0_u8..40, 0_u16..4)
+        .prop_map(|(host, port)| SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, host)), 51_820 + port));
     prop_oneof![6 => few, 1 => any::<([u8; 4], u16)>().prop_map(SocketAddr::from),
         1 => any::<([u16; 8], u16)>().prop_map(SocketAddr::from)]
 }
@@ -58,8 +57,11 @@ fn reach() -> impl Strategy<Value = Reach> {
 }
 
 fn relays() -> impl Strategy<Value = Vec<RelayOffer>> {
-    let offer =
-        (0_u32..4, reach(), reach()).prop_map(|(relay, udp, tls)| RelayOffer { relay: RelayId(relay), udp, tls });
+    let offer = (0_u32..4, reach(), reach()).prop_map(|(relay, udp, tls)| RelayOffer {
+        relay: RelayId(relay),
+        udp,
+        tls,
+    });
     prop::collection::vec(offer, 0..40)
 }
 
@@ -73,9 +75,8 @@ fn nat() -> impl Strategy<Value = NatReport> {
 }
 
 fn signal() -> impl Strategy<Value = Signal> {
-    let candidate = (socket(), kind(), address(), any::<u32>()).prop_map(|(socket, kind, address, priority)| {
-        Candidate { socket, kind, address, priority }
-    });
+    let candidate = (socket(), kind(), address(), any::<u32>())
+        .prop_map(|(socket, kind, address, priority)| Candidate { socket, kind, address, priority });
     let attempt = (any::<u32>(), any::<bool>()).prop_map(|(number, birthday)| Attempt { number, birthday });
     let heard = any::<Option<u64>>().prop_map(|heard| heard.map(Generation));
     let candidates = prop::collection::vec(candidate, 0..100);
@@ -103,17 +104,17 @@ enum Act {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let local = (base(), kind(), address()).prop_map(|(base, kind, address)| LocalCandidate { base, kind, address });
-    let check = (route(), any::<bool>(), any::<[u8; 12]>(), any::<u32>(), any::<bool>(), any::<u32>()).prop_map(
-        |(route, stun, transaction, priority, nominate, attempt)| Check {
+    let local =
+        (base(), kind(), address()).prop_map(|(base, kind, address)| LocalCandidate { base, kind, address });
+    let check = (route(), any::<bool>(), any::<[u8; 12]>(), any::<u32>(), any::<bool>(), any::<u32>())
+        .prop_map(|(route, stun, transaction, priority, nominate, attempt)| Check {
             route,
             framing: if stun { Framing::Stun } else { Framing::Carried },
             transaction: Transaction(transaction),
             priority,
             nominate,
             attempt,
-        },
-    );
+        });
     let filter = any::<u8>().prop_map(|n| Filter {
         class: [None, Some(Class::Direct), Some(Class::Quic), Some(Class::Derp)][usize::from(n % 4)],
         ..Filter::default()
@@ -211,7 +212,10 @@ proptest! {
                     let most = 170 * (1 + ms / 1_000) + 10 * u64::try_from(MAX_PATHS).unwrap_or(0);
                     prop_assert!(u64::from(sent) <= most, "{sent} checks in {ms} ms");
                 }
-                Act::Back(ms) => machine.handle_input(now - Duration::from_millis(ms), Input::Tick),
+                Act::Back(ms) => {
+                    let earlier = now.checked_sub(Duration::from_millis(ms)).unwrap_or(now);
+                    machine.handle_input(earlier, Input::Tick);
+                },
             }
             let sent = advance(&mut machine, &mut now, before, &mut checks);
             prop_assert!(u64::from(sent) <= 10 * u64::try_from(MAX_PATHS).unwrap_or(0) || inputs == 0);
@@ -245,7 +249,8 @@ fn a_peer_cannot_make_us_send_anywhere() {
         now,
         Input::LocalCandidates(vec![LocalCandidate { base, kind: CandidateKind::Host, address: own }]),
     );
-    let bad = ["0.0.0.0:1", "255.255.255.255:1", "224.0.0.1:1", "127.0.0.1:1", "192.0.2.9:0", "192.0.2.1:51820"];
+    let bad =
+        ["0.0.0.0:1", "255.255.255.255:1", "224.0.0.1:1", "127.0.0.1:1", "192.0.2.9:0", "192.0.2.1:51820"];
     let candidates = bad.map(|address| Candidate {
         socket: Socket::WireGuard,
         kind: CandidateKind::Host,

@@ -1,5 +1,7 @@
 //! The path machine against simulated networks.
 
+#![expect(clippy::unwrap_used, reason = "a simulation that cannot be set up fails its test")]
+
 mod grid;
 mod hostile;
 mod properties;

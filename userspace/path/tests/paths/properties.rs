@@ -68,7 +68,13 @@ fn block() -> impl Strategy<Value = Block> {
 }
 
 fn place() -> impl Strategy<Value = Place> {
-    (proptest::option::of(nat()), proptest::option::weighted(0.2, nat()), any::<bool>(), any::<bool>(), block())
+    (
+        proptest::option::of(nat()),
+        proptest::option::weighted(0.2, nat()),
+        any::<bool>(),
+        any::<bool>(),
+        block(),
+    )
         .prop_map(|(nat, provider, v6, firewall, block)| Place { nat, provider, v6, firewall, block })
 }
 
@@ -103,7 +109,8 @@ fn build(world: &mut World, host: usize, place: &Place) {
         realm = world.net.add_nat(realm, nat, address);
     }
     // The same private address behind both NATs, as it is with home routers.
-    let inside = if realm == INTERNET { format!("198.51.100.{}", host + 1) } else { "192.168.0.10".to_owned() };
+    let inside =
+        if realm == INTERNET { format!("198.51.100.{}", host + 1) } else { "192.168.0.10".to_owned() };
     world.uplink(host, 1, realm, &inside);
     if place.v6 {
         world.uplink(host, 1, INTERNET, &format!("2001:db8:{}::10", host + 1));
@@ -170,12 +177,16 @@ fn theory(places: &[Place; 2]) -> (Class, Class) {
     if blocked(Block::Udp) {
         return (Class::Derp, Class::Derp);
     }
-    let (best, relay) =
-        if blocked(Block::WireGuard) { (Class::Quic, Class::Derp) } else { (Class::Direct, Class::RelayPort) };
+    let (best, relay) = if blocked(Block::WireGuard) {
+        (Class::Quic, Class::Derp)
+    } else {
+        (Class::Direct, Class::RelayPort)
+    };
     if places.iter().all(|place| place.v6) {
         return (best, best);
     }
-    let [(mapping_a, filter_a, keeps_a), (mapping_b, filter_b, keeps_b)] = [sums_up(&places[0]), sums_up(&places[1])];
+    let [(mapping_a, filter_a, keeps_a), (mapping_b, filter_b, keeps_b)] =
+        [sums_up(&places[0]), sums_up(&places[1])];
     let (hard_a, hard_b) = (mapping_a != Scope::Any, mapping_b != Scope::Any);
     match (hard_a, hard_b) {
         (false, false) => (best, best),
@@ -211,8 +222,8 @@ proptest! {
     #[test]
     fn the_best_path_is_found_and_kept(places in [place(), place()], seed in any::<u64>(), loss in 0_u8..10) {
         let mut world = World::new(seed);
-        for host in 0..2 {
-            build(&mut world, host, &places[host]);
+        for (host, place) in places.iter().enumerate() {
+            build(&mut world, host, place);
         }
         world.loss = f64::from(loss) / 100.0;
         world.start();
@@ -226,11 +237,11 @@ proptest! {
                 "{:?} {}", world.nodes[host].longest_gap(world.begin, world.now), explain(&world));
         }
         let before = [0, 1].map(|host| world.nodes[host].switches.len());
-        world.run_for(Duration::from_secs(300));
-        for host in 0..2 {
-            let switches = world.nodes[host].switches.len() - before[host];
+        world.run_for(Duration::from_mins(5));
+        for (host, before) in before.into_iter().enumerate() {
+            let switches = world.nodes[host].switches.len() - before;
             prop_assert!(switches <= 3, "{switches} switches {:?} {}",
-                &world.nodes[host].switches[before[host]..], explain(&world));
+                &world.nodes[host].switches[before..], explain(&world));
             prop_assert!(world.nodes[host].most_checks_in_a_second <= MOST_CHECKS);
         }
     }
@@ -242,8 +253,8 @@ proptest! {
         misfortunes in prop::collection::vec((misfortune(), 0_u16..40), 0..12),
     ) {
         let mut world = World::new(seed);
-        for host in 0..2 {
-            build(&mut world, host, &places[host]);
+        for (host, place) in places.iter().enumerate() {
+            build(&mut world, host, place);
         }
         world.start();
         for (what, pause) in &misfortunes {
@@ -268,20 +279,20 @@ proptest! {
         }
         let before = [0, 1].map(|host| world.nodes[host].switches.len());
         let calm = world.now;
-        world.run_for(Duration::from_secs(300));
-        for host in 0..2 {
+        world.run_for(Duration::from_mins(5));
+        for (host, before) in before.into_iter().enumerate() {
             let node = &world.nodes[host];
-            let switches = node.switches.len() - before[host];
-            prop_assert!(switches <= 2, "{switches} switches {:?} {}", &node.switches[before[host]..], explain(&world));
+            let switches = node.switches.len() - before;
+            prop_assert!(switches <= 2, "{switches} switches {:?} {}", &node.switches[before..], explain(&world));
             prop_assert!(node.longest_gap(calm, world.now) < Duration::from_secs(1), "{}", explain(&world));
             prop_assert!(node.most_checks_in_a_second <= MOST_CHECKS, "{}", node.most_checks_in_a_second);
         }
         world.traffic = [None, None];
         world.run_for(IDLE_AFTER + Duration::from_secs(30));
         let outputs = [0, 1].map(|host| world.nodes[host].outputs);
-        world.run_for(Duration::from_secs(3600));
-        for host in 0..2 {
-            prop_assert_eq!(world.nodes[host].outputs, outputs[host], "not silent");
+        world.run_for(Duration::from_hours(1));
+        for (host, outputs) in outputs.into_iter().enumerate() {
+            prop_assert_eq!(world.nodes[host].outputs, outputs, "not silent");
             prop_assert_eq!(world.nodes[host].machine.poll_timeout(), None);
         }
     }

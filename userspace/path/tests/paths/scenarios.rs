@@ -41,7 +41,8 @@ fn traffic_starts_at_the_relay_and_moves_up() {
     let mut world = between(Kind::PortPreserving, Kind::EndpointIndependent);
     world.run_for(seconds(20));
     let node = &world.nodes[0];
-    let classes: Vec<Class> = node.switches.iter().filter_map(|(_, route)| Some(route.as_ref()?.class())).collect();
+    let classes: Vec<Class> =
+        node.switches.iter().filter_map(|(_, route)| Some(route.as_ref()?.class())).collect();
     assert!(classes.len() <= 4, "{classes:?}");
     assert_eq!(classes.last(), Some(&Class::Direct), "{}", why(&world, 0));
     assert!(gap(&world, world.begin + seconds(1)) < Duration::from_millis(400));
@@ -116,7 +117,11 @@ fn a_relay_without_udp_falls_to_its_stream() {
     for relay in &mut world.relays {
         relay.udp = true;
     }
-    assert!(world.run_until(seconds(120), |world| world.both(Class::RelayPort)).is_some(), "{}", why(&world, 0));
+    assert!(
+        world.run_until(seconds(120), |world| world.both(Class::RelayPort)).is_some(),
+        "{}",
+        why(&world, 0)
+    );
 }
 
 #[test]

@@ -191,10 +191,7 @@ impl World {
                 }
             }
             Event::Traffic { host } => {
-                self.after(
-                    self.traffic[host].unwrap_or(Duration::from_millis(500)),
-                    Event::Traffic { host },
-                );
+                self.after(self.traffic[host].unwrap_or(Duration::from_millis(500)), Event::Traffic { host });
                 if self.traffic[host].is_some() && self.nodes[host].running {
                     self.send_data(host);
                 }
@@ -237,10 +234,7 @@ impl World {
             Output::Signal(signal) => {
                 self.nodes[host].last_signal = Some(signal.clone());
                 if self.coordinator {
-                    self.after(
-                        Duration::from_millis(30),
-                        Event::Signal { host: 1 - host, signal },
-                    );
+                    self.after(Duration::from_millis(30), Event::Signal { host: 1 - host, signal });
                 } else {
                     self.undelivered[host] = Some(signal);
                 }
@@ -262,7 +256,9 @@ impl World {
                 let bases = (0..count).map(|at| ghostwire_path::Base { address: port(at), ..base }).collect();
                 self.after(Duration::from_millis(5), Event::Auxiliary { host, bases });
             }
-            Output::CloseAuxiliaryPorts(bases) => self.nodes[host].auxiliary.retain(|held| !bases.contains(held)),
+            Output::CloseAuxiliaryPorts(bases) => {
+                self.nodes[host].auxiliary.retain(|held| !bases.contains(held));
+            }
         }
     }
 
@@ -302,7 +298,9 @@ impl World {
                     }
                 }
                 let (now, rng) = (self.now, &mut self.rng);
-                let Some(arrival) = self.net.carry(now, rng, host, shape, base.address, remote) else { return };
+                let Some(arrival) = self.net.carry(now, rng, host, shape, base.address, remote) else {
+                    return;
+                };
                 let far = if remote.is_ipv6() { self.delay_v6 } else { self.delay };
                 let delay = if arrival.far { far } else { Duration::from_micros(500) };
                 self.after(delay + jitter, Event::Packet { arrival, body });
@@ -483,7 +481,9 @@ impl World {
         self.undelivered[host] = None;
         self.gather(host);
         // The daemon stores the peer's last signal with its map; the coordinator's snapshot brings a newer one.
-        if let Some(signal) = self.nodes[1 - host].last_signal.clone().filter(|_| self.coordinator || keeps_credentials) {
+        if let Some(signal) =
+            self.nodes[1 - host].last_signal.clone().filter(|_| self.coordinator || keeps_credentials)
+        {
             self.input(host, Input::Signal(signal));
         }
     }

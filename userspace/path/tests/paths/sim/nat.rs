@@ -27,7 +27,7 @@ pub(crate) struct Behaviour {
 }
 
 /// Mappings die after this long without a packet from inside.
-const LIFETIME: Duration = Duration::from_secs(60);
+const LIFETIME: Duration = Duration::from_mins(1);
 
 type Key = (SocketAddr, Option<IpAddr>, Option<u16>);
 
@@ -89,7 +89,8 @@ impl Nat {
     }
 
     fn new_port(&mut self, now: Instant, rng: &mut StdRng, wanted: u16) -> u16 {
-        let mut port = if self.behaviour.preserves_ports { wanted } else { rng.random_range(1024..=u16::MAX) };
+        let mut port =
+            if self.behaviour.preserves_ports { wanted } else { rng.random_range(1024..=u16::MAX) };
         while self.by_port.get(&port).is_some_and(|mapping| now < mapping.last + LIFETIME) {
             port = rng.random_range(1024..=u16::MAX);
         }

@@ -41,7 +41,8 @@ pub(crate) struct HostNet {
 
 impl HostNet {
     pub(crate) fn passes(&self, shape: Shape) -> bool {
-        !self.udp_blocked && !(self.wireguard_blocked && shape == Shape::WireGuard)
+        let dropped = self.wireguard_blocked && shape == Shape::WireGuard;
+        !(self.udp_blocked || dropped)
     }
 
     pub(crate) fn forget(&mut self) {
@@ -66,7 +67,7 @@ pub(crate) struct Arrival {
     pub(crate) far: bool,
 }
 
-const FIREWALL_MEMORY: Duration = Duration::from_secs(60);
+const FIREWALL_MEMORY: Duration = Duration::from_mins(1);
 
 impl Net {
     pub(crate) fn new() -> Self {
@@ -95,7 +96,8 @@ impl Net {
         from: SocketAddr,
         to: SocketAddr,
     ) -> Option<Arrival> {
-        let uplink = self.hosts[host].uplinks.iter().find(|uplink| uplink.up && uplink.address == from.ip())?;
+        let uplink =
+            self.hosts[host].uplinks.iter().find(|uplink| uplink.up && uplink.address == from.ip())?;
         if !self.hosts[host].passes(shape) {
             return None;
         }
@@ -108,12 +110,12 @@ impl Net {
                     return None;
                 }
                 let net = &self.hosts[receiver];
-                let known =
-                    net.sent.get(&(to, from)).is_some_and(|sent| now < *sent + FIREWALL_MEMORY);
+                let known = net.sent.get(&(to, from)).is_some_and(|sent| now < *sent + FIREWALL_MEMORY);
                 let passes = net.passes(shape) && (!net.firewall || known);
                 return passes.then_some(Arrival { host: receiver, uplink, from, to, far });
             }
-            let inwards = self.nats.iter().position(|(parent, nat)| *parent == realm && nat.outside == to.ip());
+            let inwards =
+                self.nats.iter().position(|(parent, nat)| *parent == realm && nat.outside == to.ip());
             if let Some(at) = inwards {
                 to = self.nats[at].1.inbound(now, from, to.port())?;
                 realm = at + 1;
@@ -143,7 +145,8 @@ impl Net {
         from: SocketAddr,
         server: SocketAddr,
     ) -> Option<SocketAddr> {
-        let uplink = self.hosts[host].uplinks.iter().find(|uplink| uplink.up && uplink.address == from.ip())?;
+        let uplink =
+            self.hosts[host].uplinks.iter().find(|uplink| uplink.up && uplink.address == from.ip())?;
         if !self.hosts[host].passes(Shape::Stun) {
             return None;
         }

@@ -40,7 +40,12 @@ pub(crate) struct Node {
     pub(crate) delivered: Vec<(Instant, u64, Class)>,
 }
 
-fn machine(rng: &mut StdRng, controlling: bool, generation: u64, credentials: Option<Credentials>) -> PathMachine {
+fn machine(
+    rng: &mut StdRng,
+    controlling: bool,
+    generation: u64,
+    credentials: Option<Credentials>,
+) -> PathMachine {
     PathMachine::new(Config {
         controlling,
         generation: Generation(generation),
@@ -114,7 +119,7 @@ impl Node {
     pub(crate) fn audit(&self, now: Instant) {
         assert!(self.machine.path_count() <= MAX_PATHS, "{}", self.machine.path_count());
         // An explanation costs more than everything else here: now and then.
-        if self.outputs % 64 == 0
+        if self.outputs.is_multiple_of(64)
             && let Some((id, _)) = self.machine.in_use().primary
         {
             let why = self.machine.why(now);
