@@ -171,6 +171,13 @@ impl PathMachine {
         if slept {
             self.distrust_all(now);
         }
+        // What comes often and changes nothing: traffic while awake. Suspicion is all that can follow from it.
+        let routine = matches!(input, Input::Sent | Input::Received) && !slept && self.is_awake();
+        if routine && self.asked_for.is_some_and(|due| now < due) {
+            self.take(now, input);
+            self.asked_for = self.asked_for.into_iter().chain(self.suspect_due()).min();
+            return;
+        }
         self.take(now, input);
         self.run(now);
         self.asked_for = self.next_due(now);
