@@ -93,6 +93,9 @@ pub const MAX_CANDIDATES: usize = 16;
 pub const MAX_PATHS: usize = 64;
 /// Of which with addresses that nobody signalled (peer-reflexive).
 pub const MAX_REFLEXIVE: usize = 8;
+/// So many new ones are let in in this time. Two NATs that map every remote anew and let in everybody would show
+/// each other a new address with every check, and every check triggers one.
+pub const REFLEXIVE_WINDOW: Duration = Duration::from_secs(10);
 /// Relays considered, best first by the sum of both sides' latencies.
 pub const MAX_RELAYS: usize = 2;
 /// Relays considered of those a signal or the edge offers.

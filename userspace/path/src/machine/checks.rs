@@ -12,7 +12,7 @@ use crate::route::{Class, Framing, PathId, Route};
 use crate::signal::{CandidateKind, priority};
 use crate::timing::{DATA_SILENT, LEAST_PATIENCE, MAX_BASES, PACE, SUSPECT, SUSPECT_GAP};
 
-/// Who is next among the paths that are tried: triggered, fewest tries, relay, priority.
+/// Who is next among the paths that are tried: relays and triggered ones, fewest tries, relays, priority.
 type Turn = (bool, u32, bool, Reverse<u64>);
 
 impl PathMachine {
@@ -35,10 +35,9 @@ impl PathMachine {
             match path.phase {
                 Phase::Proven { .. } => healthy.push(path.id),
                 Phase::Checking { .. } => {
-                    // Triggered ones, then the first try of each (relays first: they are few and carry the
-                    // first packets), then the second of each.
+                    // Relays are few and carry the first packets; what the peer triggers must not starve them.
                     let relay = path.class().is_relayed();
-                    let order = (!path.urgent, path.unanswered, !relay, Reverse(path.priority));
+                    let order = (!(path.urgent || relay), path.unanswered, !relay, Reverse(path.priority));
                     if first.is_none_or(|(best, _)| order < best) {
                         first = Some((order, path.id));
                     }

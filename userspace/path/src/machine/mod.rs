@@ -95,6 +95,8 @@ pub struct PathMachine {
     telling: Telling,
     pub(crate) paths: Vec<Path>,
     next_path: u32,
+    /// Peer-reflexive paths that were added since then.
+    reflexive: Option<(Instant, usize)>,
     /// Relay routes, best first by kind, then by the sum of both sides' latencies.
     relay_order: Vec<Route>,
     pub(crate) rounds: Rounds,
@@ -128,6 +130,7 @@ impl PathMachine {
             telling: Telling { due: true, ..Telling::default() },
             paths: Vec::new(),
             next_path: 0,
+            reflexive: None,
             relay_order: Vec::new(),
             rounds: Rounds::default(),
             chosen: Chosen::default(),

@@ -9,7 +9,9 @@ use crate::io::Output;
 use crate::path::{Failure, Path};
 use crate::route::{Base, Class, PathId, RelayId, Route, can_pair, is_sane};
 use crate::signal::{Candidate, CandidateKind, LocalCandidate, pair_priority, priority};
-use crate::timing::{BIRTHDAY_PORTS, MAX_BASES, MAX_CANDIDATES, MAX_PATHS, MAX_REFLEXIVE, MAX_RELAYS};
+use crate::timing::{
+    BIRTHDAY_PORTS, MAX_BASES, MAX_CANDIDATES, MAX_PATHS, MAX_REFLEXIVE, MAX_RELAYS, REFLEXIVE_WINDOW,
+};
 
 impl PathMachine {
     pub(super) fn set_local_candidates(&mut self, now: Instant, mut candidates: Vec<LocalCandidate>) {
@@ -176,6 +178,9 @@ impl PathMachine {
         if !known || !is_sane(remote) || self.is_own(remote) {
             return None;
         }
+        if !self.may_add_reflexive() {
+            return None;
+        }
         let reflexive = |path: &&Path| path.kind == Some(CandidateKind::PeerReflexive);
         if self.paths.iter().filter(reflexive).count() >= MAX_REFLEXIVE {
             let spare = self.paths.iter().filter(reflexive).find(|path| !path.is_proven())?.id;
@@ -185,6 +190,16 @@ impl PathMachine {
         let peers = priority(CandidateKind::PeerReflexive, remote, 0);
         let rank = pair_priority(self.controlling, own, peers);
         self.add_path(route, Some(CandidateKind::PeerReflexive), rank)
+    }
+
+    /// At most [`MAX_REFLEXIVE`] in each [`REFLEXIVE_WINDOW`]; counts this one.
+    fn may_add_reflexive(&mut self) -> bool {
+        let Some(now) = self.now else { return false };
+        let (since, count) =
+            self.reflexive.filter(|(since, _)| now < *since + REFLEXIVE_WINDOW).unwrap_or((now, 0));
+        let may = count < MAX_REFLEXIVE;
+        self.reflexive = Some((since, count + usize::from(may)));
+        may
     }
 
     pub(super) fn remove_path(&mut self, id: PathId) {

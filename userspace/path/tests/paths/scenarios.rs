@@ -5,8 +5,9 @@ use std::time::Duration;
 use ghostwire_path::timing::IDLE_AFTER;
 use ghostwire_path::{Advice, Class, Filter, Input, RelayId, Route, State, Steer};
 
-use crate::grid::{ENDPOINT_INDEPENDENT, Kind, PORT_PRESERVING};
+use crate::grid::{ENDPOINT_INDEPENDENT, Kind, PORT_PRESERVING, SYMMETRIC};
 use crate::sim::World;
+use crate::sim::nat::{Behaviour, Scope};
 use crate::sim::net::INTERNET;
 
 fn seconds(seconds: u64) -> Duration {
@@ -321,6 +322,25 @@ fn says_why_it_is_relayed_and_when_it_tries_again() {
     let explained = world.nodes[1].machine.why(world.now);
     assert!(explained.advice.contains(&Advice::UdpBlockedThere), "{explained}");
     println!("{explained}");
+}
+
+/// Every check comes from a new address, is let in and triggers another one.
+#[test]
+fn two_nats_that_show_new_addresses_without_end_starve_nothing() {
+    let behaviour = Behaviour { filtering: Scope::Any, ..SYMMETRIC };
+    let mut world = World::new(9);
+    for host in 0..2 {
+        let outside = format!("203.0.113.{}", host + 1).parse().unwrap();
+        let realm = world.net.add_nat(INTERNET, behaviour, outside);
+        world.uplink(host, 1, realm, "192.168.0.10");
+    }
+    world.start();
+    world.run_for(seconds(60));
+    for host in 0..2 {
+        assert!(world.class(host).is_some(), "{}", why(&world, host));
+        assert!(world.nodes[host].checks < 600, "{}", world.nodes[host].checks);
+    }
+    assert!(gap(&world, world.begin + seconds(1)) < seconds(1), "{}", why(&world, 0));
 }
 
 #[test]
