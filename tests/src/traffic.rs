@@ -88,10 +88,17 @@ fn echo(mut stream: TcpStream, stop: &AtomicBool) {
                     return;
                 }
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) if nothing_yet(&error) => {}
             Err(_) => return,
         }
     }
+}
+
+/// Whether a socket with a time limit only has nothing to read yet. A child of this process that ends may interrupt any
+/// thread's reading: its signal goes to some other thread while the one that waits for it has signals blocked, and
+/// reading with a time limit is not started again.
+fn nothing_yet(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
 /// Opens a TCP connection and exchanges one message; how long that took.
@@ -157,8 +164,8 @@ impl Conversation {
                 match (&stream).read(&mut answer[have..]) {
                     Ok(0) => anyhow::bail!("connection closed"),
                     Ok(length) => have += length,
-                    Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                    Err(e) => return Err(e.into()),
+                    Err(error) if nothing_yet(&error) => {}
+                    Err(error) => return Err(error.into()),
                 }
             }
             Ok(have == answer.len())
@@ -177,7 +184,15 @@ impl Conversation {
             // EPERM: denied on egress. The conversation stalls, as it should.
             drop(socket.send(&turn.to_be_bytes()));
             let mut answer = [0; 8];
-            Ok(socket.recv(&mut answer).is_ok() && answer == turn.to_be_bytes())
+            loop {
+                match socket.recv(&mut answer) {
+                    Ok(_) if answer == turn.to_be_bytes() => return Ok(true),
+                    // A late answer to an earlier turn.
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(_) => return Ok(false),
+                }
+            }
         }))
     }
 
@@ -335,7 +350,8 @@ fn receive_numbers(sink: &UdpSocket, stop: &AtomicBool, count: &AtomicU64) -> Re
                 count.store(seen.len() as u64, Ordering::Relaxed);
             }
             Ok(_) => {}
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if nothing_yet(&error) => {
                 // Half a second of silence after the end: nothing is in flight any more.
                 if stop.load(Ordering::Relaxed) {
                     idle += 1;
@@ -344,7 +360,7 @@ fn receive_numbers(sink: &UdpSocket, stop: &AtomicBool, count: &AtomicU64) -> Re
                     }
                 }
             }
-            Err(e) => return Err(e.into()),
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -28,7 +28,7 @@ pub enum Peers {
     Overlay6,
     /// Behind subnet routers: found in a table.
     Subnets4,
-    /// Behind subnet routers, IPv6: found in a trie.
+    /// Behind subnet routers, IPv6: found in a table.
     Subnets6,
 }
 

@@ -4,41 +4,37 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::Result;
-use ghostwire_ebpf_abi::image::header;
+use ghostwire_ebpf_abi::image::{self, header};
 
 use super::bpf;
 
-/// A step, loaded.
-pub struct Step {
-    /// What it is.
-    pub name: &'static str,
-    program: OwnedFd,
-}
-
-impl Step {
-    /// Its program.
-    pub fn program(&self) -> BorrowedFd<'_> {
-        self.program.as_fd()
-    }
-}
+/// What the steps are, in the order of [`load`].
+pub const STEPS: [&str; 5] = [
+    "find the packet's headers",
+    "fetch the image, look-up in look-up",
+    "fetch the image, read two classes and a verdict",
+    "count the packet and its bytes",
+    "all of that",
+];
 
 /// A classifier that does nothing but pass.
 pub fn empty() -> Result<OwnedFd> {
     bpf::load(&PASS)
 }
 
-/// The steps, on the maps that are pinned in a folder.
-pub fn load(maps: &Path) -> Result<Vec<Step>> {
+/// Programs that do one step each, on the maps that are pinned in a folder.
+pub fn load(maps: &Path) -> Result<Vec<OwnedFd>> {
     let (image, counters) = (bpf::open_pin(&maps.join("IMAGE"))?, bpf::open_pin(&maps.join("COUNTERS"))?);
-    let step = |name, body: &[u64]| -> Result<Step> {
-        Ok(Step { name, program: bpf::load(&[body, &PASS[..]].concat())? })
-    };
-    Ok(vec![
-        step("find the packet's headers", &bounds())?,
-        step("fetch the image, look-up in look-up", &fetch(image.as_fd()))?,
-        step("count the packet and its bytes", &count(counters.as_fd()))?,
-    ])
+    let (image, counters) = (image.as_fd(), counters.as_fd());
+    let all = [&bounds()[..], &count(counters), &fetch(image, &JUDGED)].concat();
+    [bounds().to_vec(), fetch(image, &[]), fetch(image, &JUDGED), count(counters), all]
+        .iter()
+        .map(|body| bpf::load(&[body.as_slice(), &PASS].concat()))
+        .collect()
 }
+
+/// Words that a verdict needs, each in a cache line of its own: classes of a peer and of a port, and some bits.
+const JUDGED: [u32; 3] = [image::REMOTE4 + 2_500, image::UDP + 5_300, image::MATRICES + 500];
 
 /// One instruction, as `linux/bpf.h` has it.
 const fn instruction(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> u64 {
@@ -100,16 +96,23 @@ fn map(map: BorrowedFd<'_>) -> [u64; 2] {
     [instruction(LOAD_ADDRESS, 1, PSEUDO_MAP, 0, map.as_raw_fd()), 0]
 }
 
-/// Fetches the image and reads a word of it.
-fn fetch(image: BorrowedFd<'_>) -> Vec<u64> {
+/// Fetches the image and reads a word of its header, and further words.
+fn fetch(image: BorrowedFd<'_>, words: &[u32]) -> Vec<u64> {
     #[expect(clippy::cast_possible_truncation, reason = "the header is 512 bytes long")]
     const WORD: i16 = header::SHORT_OWN4 as i16 * 8;
+    let (mut reads, mut at) = (vec![instruction(LOAD_U64, 1, 0, WORD, 0)], 0);
+    for &word in words {
+        let offset = i32::try_from(word * 8).unwrap_or_default();
+        reads.extend([instruction(ADD_IMMEDIATE, 0, 0, 0, offset - at), instruction(LOAD_U64, 1, 0, 0, 0)]);
+        at = offset;
+    }
+    let beyond = i16::try_from(reads.len()).unwrap_or_default();
     let mut code = vec![KEY];
     code.extend(map(image));
-    code.extend(look_up(6));
+    code.extend(look_up(beyond + 5));
     code.push(instruction(MOVE, 1, 0, 0, 0));
-    code.extend(look_up(1));
-    code.push(instruction(LOAD_U64, 1, 0, WORD, 0));
+    code.extend(look_up(beyond));
+    code.extend(reads);
     code
 }
 

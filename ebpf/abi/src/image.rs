@@ -18,7 +18,7 @@
 //! a word, the even index in the low half.
 
 /// Identifies an image that this version of the programs understands: "GWIMAGE" and the layout version.
-pub const MAGIC: u64 = 0x4757_494d_4147_4502;
+pub const MAGIC: u64 = 0x4757_494d_4147_4503;
 
 /// Size of every image. Constant, because inner maps must equal the template. A power of two.
 pub const WORDS: u32 = 512 * 1024;
@@ -68,6 +68,10 @@ pub mod header {
     pub const REMOTE_NET4: u32 = 17;
     /// Word offset of the table of IPv4 networks that this node routes, 0: none.
     pub const LOCAL_NET4: u32 = 18;
+    /// Word offset of the table of IPv6 networks behind peers (see [`super::net6`]), 0: none; as [`REMOTE_NET4`].
+    pub const REMOTE_NET6: u32 = 19;
+    /// Word offset of the table of IPv6 networks that this node routes, 0: none.
+    pub const LOCAL_NET6: u32 = 20;
     /// First word of the *short cut*: what the common packet is compared with and judged by, a cache line for both
     /// matrices and IPv4, and one more for IPv6. The loader derives it from the words above when it has checked them, so
     /// that a packet need not look at those.
@@ -169,6 +173,33 @@ pub mod net4 {
     pub const BLOCK: u32 = 256;
     /// Set: the lower half is the word offset of a block, else it is a cell.
     pub const POINTER: u64 = 1 << 63;
+}
+
+/// IPv6 networks as one hash table for each length of prefix: 128 bits are too many for tables of levels, and the lengths
+/// in use are few. The longest comes first. Cuckoo hashing (Pagh & Rodler 2001): a network lies in one of two places.
+///
+/// The table begins with the number of lengths, then [`LENGTH`](net6::LENGTH) words for each: the mask (two words), the
+/// word offset of the first entry with the number of entries in the upper half, and the seed. An entry is
+/// [`ENTRY`](net6::ENTRY) words: the network (two words), and its packed cell with [`USED`](net6::USED). Masks and
+/// networks are words as they lie in a packet: little endian, the earlier byte is the lower one.
+pub mod net6 {
+    /// Most lengths of prefix that a table has.
+    pub const LENGTHS: u32 = 8;
+    /// Words that describe a length.
+    pub const LENGTH: u32 = 4;
+    /// Words of an entry; a power of two, so that none lies in two cache lines.
+    pub const ENTRY: u32 = 4;
+    /// Set in the third word of an entry that holds a network.
+    pub const USED: u64 = 1 << 63;
+
+    /// Numbers of the two entries of a network in a table with so many entries and this seed.
+    #[inline(always)]
+    pub const fn places(first: u64, second: u64, entries: u64, seed: u64) -> [u64; 2] {
+        let sum = (first ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(second);
+        let mixed = (sum ^ (sum >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        let mixed = mixed ^ (mixed >> 32);
+        [((mixed >> 32) * entries) >> 32, ((mixed & 0xffff_ffff) * entries) >> 32]
+    }
 }
 
 /// Local class of this node's own overlay addresses.

@@ -8,9 +8,9 @@
 use aya_ebpf::bindings::__sk_buff;
 use ghostwire_ebpf_abi::event::{Direction, Reason};
 use ghostwire_ebpf_abi::image::{self, flags, header};
-use ghostwire_packet::{Family, V4, protocol};
+use ghostwire_packet::{Family, V4, V6, protocol};
 
-use crate::image::{Ends, Image, Matrix};
+use crate::image::{Addressed, Ends, Image, Matrix};
 use crate::maps::{FirstKey, L3_OFFSET};
 use crate::verdict;
 
@@ -169,17 +169,17 @@ unsafe fn admits6(packet: Linear, image: Image, direction: Direction) -> bool {
         }
         let Some(table) = service_table(packet, 40, packet.load(6), payload) else { return false };
         let (remote, local) = crate::acl::roles(direction, 8, 24);
-        // As they lie in the packet, which is aligned to four bytes: the earlier byte is the lower one.
-        let half =
-            |at: usize| u64::from(packet.load::<u32>(at)) | u64::from(packet.load::<u32>(at + 4)) << 32;
         let low =
             u64::from(packet.load::<u32>(remote + 8)) | u64::from(packet.load::<u16>(remote + 12)) << 32;
         if low != image.word(header::SHORT_OVERLAY6_LO)
-            || half(remote) != image.word(header::SHORT_OVERLAY6_HI)
-            || half(local) != image.word(header::SHORT_OWN6_HI)
-            || half(local + 8) != image.word(header::SHORT_OWN6_LO)
+            || half(packet, remote) != image.word(header::SHORT_OVERLAY6_HI)
+            || half(packet, local) != image.word(header::SHORT_OWN6_HI)
+            || half(packet, local + 8) != image.word(header::SHORT_OWN6_LO)
         {
-            return false;
+            return match direction {
+                Direction::Ingress => routed6_ingress(image.address(), packet.start, table),
+                Direction::Egress => routed6_egress(image.address(), packet.start, table),
+            };
         }
         let host = u16::from_be(packet.load(remote + 14));
         allowed(ports(packet, 40), direction, |matrix, port| {
@@ -187,6 +187,59 @@ unsafe fn admits6(packet: Linear, image: Image, direction: Direction) -> bool {
             image.allows_self(matrix, remote, image.class(table, port, matrix))
         })
     }
+}
+
+/// Eight bytes as they lie in the packet, which is aligned to four: the earlier byte is the lower one.
+///
+/// # Safety
+///
+/// They have been compared with the packet's end.
+#[inline(always)]
+unsafe fn half(packet: Linear, at: usize) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { u64::from(packet.load::<u32>(at)) | u64::from(packet.load::<u32>(at + 4)) << 32 }
+}
+
+/// As [`routed4_ingress`], for a packet whose first sixty bytes have been compared with its end.
+#[inline(never)]
+fn routed6_ingress(image: *const u64, start: usize, table: u32) -> bool {
+    routed6(Image::at(image), Linear { start, length: 0 }, table, Direction::Ingress).unwrap_or(false)
+}
+
+/// As [`routed6_ingress`].
+#[inline(never)]
+fn routed6_egress(image: *const u64, start: usize, table: u32) -> bool {
+    routed6(Image::at(image), Linear { start, length: 0 }, table, Direction::Egress).unwrap_or(false)
+}
+
+#[inline(always)]
+fn routed6(image: Image, packet: Linear, table: u32, direction: Direction) -> Option<bool> {
+    let image = image.checked()?;
+    if image.flags & (flags::HAS_V6 | flags::SAMPLE_ACCEPTS) != flags::HAS_V6 {
+        return None;
+    }
+    let (remote, local) = crate::acl::roles(direction, 8, 24);
+    // SAFETY: sixty bytes have been compared.
+    let (remote, local, ports) = unsafe {
+        let words = |at: usize| [0, 4, 8, 12].map(|offset| packet.load::<u32>(at + offset));
+        (words(remote), words(local), ports(packet, 40))
+    };
+    let remote = match V6::overlay(image, remote) {
+        Some(cell) => cell,
+        None => V6::net(image, header::REMOTE_NET6, remote).filter(|_| V6::is_carried(remote))?,
+    };
+    let local = if V6::is_own(image, local) {
+        image::LOCAL_SELF
+    } else {
+        let cell = V6::net(image, header::LOCAL_NET6, local)?;
+        if cell == 0 || !V6::is_carried(local) {
+            return None;
+        }
+        cell
+    };
+    Some(allowed(ports, direction, |matrix, port| {
+        image.allows(matrix, Ends { remote, local }, image.cell(table, port))
+    }))
 }
 
 /// The table of the packet's services, if its transport header at `at` is one that the parser accepts. `available`:

@@ -2,10 +2,10 @@
 
 use core::ptr;
 
-use ghostwire_ebpf_abi::image::{self, flags, header, net4};
+use ghostwire_ebpf_abi::image::{self, flags, header, net4, net6};
 use ghostwire_packet::{V4, V6, protocol};
 
-use crate::maps::{self, FirstKey};
+use crate::maps::{self, FirstKey, ImageWords};
 
 /// The image in force when the packet arrived.
 #[derive(Clone, Copy)]
@@ -132,6 +132,42 @@ impl Image {
         Some(entry as u32)
     }
 
+    /// Cell of an address, in two words as they lie in a packet, in the table of networks whose offset the header word
+    /// `table` holds. `None`: there is no such table.
+    #[inline(always)]
+    pub fn net6(self, table: u32, first: u64, second: u64) -> Option<u32> {
+        let table = self.word(table);
+        if table == 0 {
+            return None;
+        }
+        let lengths = self.word_at(table);
+        for number in 0..u64::from(net6::LENGTHS) {
+            if number >= lengths {
+                break;
+            }
+            let length = table + 1 + number * u64::from(net6::LENGTH);
+            let (first, second) = (first & self.word_at(length), second & self.word_at(length + 1));
+            let (entries, seed) = (self.word_at(length + 2), self.word_at(length + 3));
+            let [one, other] = net6::places(first, second, entries >> 32, seed)
+                .map(|place| self.cell_of(entries + place * u64::from(net6::ENTRY), first, second));
+            if one | other != 0 {
+                return Some((one | other) as u32);
+            }
+        }
+        Some(0)
+    }
+
+    /// Third word of the entry at a word offset if it holds this network, else 0. Without a branch, because the verifier
+    /// follows each from every caller.
+    #[inline(always)]
+    fn cell_of(self, entry: u64, first: u64, second: u64) -> u64 {
+        let entry = entry & 0xffff_ffff;
+        let cell = self.word_at(entry + 2);
+        let difference =
+            (self.word_at(entry) ^ first) | (self.word_at(entry + 1) ^ second) | (!cell & net6::USED);
+        cell & ((difference | difference.wrapping_neg()) >> 63).wrapping_sub(1)
+    }
+
     /// Generation of the policy.
     #[inline(always)]
     pub fn generation(self) -> u32 {
@@ -212,6 +248,8 @@ impl Image {
 
 /// What an address means to an image.
 pub trait Addressed: ghostwire_packet::Family {
+    /// The header words with the tables of networks behind peers, and behind this node.
+    const NETS: [u32; 2];
     /// Whether the address is this node's own.
     fn is_own(image: Image, addr: Self::Addr) -> bool;
 
@@ -223,6 +261,8 @@ pub trait Addressed: ghostwire_packet::Family {
 }
 
 impl Addressed for V4 {
+    const NETS: [u32; 2] = [header::REMOTE_NET4, header::LOCAL_NET4];
+
     #[inline(always)]
     fn is_own(image: Image, addr: u32) -> bool {
         u64::from(u32::from_be(addr)) == image.word(header::OWN4) && image.has(flags::HAS_V4)
@@ -243,6 +283,43 @@ impl Addressed for V4 {
     }
 }
 
+/// [`Image::net6`] for one of its two tables.
+#[inline(always)]
+pub fn net6(image: Image, table: u32, first: u64, second: u64) -> Option<u32> {
+    let words = image.address().cast();
+    let found = if table == header::REMOTE_NET6 {
+        remote_net6(words, first, second)
+    } else {
+        local_net6(words, first, second)
+    };
+    u32::try_from(found).ok()
+}
+
+/// More than any cell: there is no table.
+const NO_TABLE: u64 = u64::MAX;
+
+/// Global functions, which the verifier looks at once and not again for every caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn remote_net6(image: *const ImageWords, first: u64, second: u64) -> u64 {
+    net6_or_no_table(image, header::REMOTE_NET6, first, second)
+}
+
+/// As [`remote_net6`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn local_net6(image: *const ImageWords, first: u64, second: u64) -> u64 {
+    net6_or_no_table(image, header::LOCAL_NET6, first, second)
+}
+
+#[inline(always)]
+fn net6_or_no_table(image: *const ImageWords, table: u32, first: u64, second: u64) -> u64 {
+    if image.is_null() {
+        return NO_TABLE;
+    }
+    Image::at(image.cast()).net6(table, first, second).map_or(NO_TABLE, u64::from)
+}
+
 /// The upper and lower 64 bits as numbers.
 #[inline(always)]
 fn halves([a, b, c, d]: [u32; 4]) -> (u64, u64) {
@@ -251,6 +328,8 @@ fn halves([a, b, c, d]: [u32; 4]) -> (u64, u64) {
 }
 
 impl Addressed for V6 {
+    const NETS: [u32; 2] = [header::REMOTE_NET6, header::LOCAL_NET6];
+
     #[inline(always)]
     fn is_own(image: Image, addr: [u32; 4]) -> bool {
         let (high, low) = halves(addr);
@@ -270,8 +349,9 @@ impl Addressed for V6 {
     }
 
     #[inline(always)]
-    fn net(_image: Image, _table: u32, _addr: [u32; 4]) -> Option<u32> {
-        None
+    fn net(image: Image, table: u32, addr: [u32; 4]) -> Option<u32> {
+        let [a, b, c, d] = addr.map(u64::from);
+        net6(image, table, a | b << 32, c | d << 32)
     }
 }
 

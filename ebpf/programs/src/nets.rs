@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::helpers::bpf_map_lookup_elem;
-use ghostwire_ebpf_abi::image::{NetKey, flags, header};
+use ghostwire_ebpf_abi::image::{NetKey, flags};
 use ghostwire_packet::Family;
 
 use crate::image::{Addressed, Ends, Image};
@@ -59,7 +59,7 @@ pub fn remote<F: Addressed>(image: Image, addr: F::Addr) -> u32 {
     if !image.has(flags::REMOTE_NETS) {
         return 0;
     }
-    if let Some(cell) = F::net(image, header::REMOTE_NET4, addr) {
+    if let Some(cell) = F::net(image, F::NETS[0], addr) {
         return cell;
     }
     let (first, second) = registers::<F>(addr);
@@ -72,7 +72,7 @@ pub fn local<F: Addressed>(image: Image, addr: F::Addr) -> u32 {
     if !image.has(flags::LOCAL_NETS) {
         return 0;
     }
-    if let Some(cell) = F::net(image, header::LOCAL_NET4, addr) {
+    if let Some(cell) = F::net(image, F::NETS[1], addr) {
         return cell;
     }
     let (first, second) = registers::<F>(addr);

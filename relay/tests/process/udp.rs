@@ -79,7 +79,7 @@ impl<'a> Node<'a> {
     fn exchange(&self, action: Action, port: u16, request: &[u8]) -> Response {
         self.socket.send_to(request, self.relay_at(port)).unwrap();
         let mut buffer = [0; 2048];
-        let (len, from) = self.socket.recv_from(&mut buffer).unwrap();
+        let (len, from) = uninterrupted(|| self.socket.recv_from(&mut buffer)).unwrap();
         assert_eq!(from, self.relay_at(port));
         let message = Message::parse(&buffer[..len]).unwrap();
         Response::parse(&message, action.method(), TransactionId([1; 12]), &self.key()).unwrap()
@@ -104,8 +104,19 @@ impl<'a> Node<'a> {
 
     fn receive(&self) -> (Vec<u8>, SocketAddr) {
         let mut buffer = [0; 2048];
-        let (len, from) = self.socket.recv_from(&mut buffer).unwrap();
+        let (len, from) = uninterrupted(|| self.socket.recv_from(&mut buffer)).unwrap();
         (buffer[..len].to_vec(), from)
+    }
+}
+
+/// Reads again when a child of this process that ended has interrupted it: reading with a time limit is not started
+/// again by the kernel.
+fn uninterrupted<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }
 
@@ -228,7 +239,7 @@ fn a_port_scan_gets_unreachable_or_nothing() {
         for scanned in (50_000..50_100).filter(|scanned| *scanned != port) {
             scanner.connect((RELAY_V4, scanned)).unwrap();
             scanner.send(&data(1, 64)).unwrap();
-            let refused = scanner.recv(&mut [0; 64]).unwrap_err();
+            let refused = uninterrupted(|| scanner.recv(&mut [0; 64])).unwrap_err();
             assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "port {scanned}");
         }
         // The one live port is silent: what answers first is the main port.
@@ -241,7 +252,7 @@ fn a_port_scan_gets_unreachable_or_nothing() {
         scanner.send_to(&request, (RELAY_V4, port)).unwrap();
         scanner.send_to(&request, (RELAY_V4, MAIN)).unwrap();
         let mut answer = [0; 128];
-        let (len, from) = scanner.recv_from(&mut answer).unwrap();
+        let (len, from) = uninterrupted(|| scanner.recv_from(&mut answer)).unwrap();
         assert_eq!(from.port(), MAIN);
         let message = Message::parse(&answer[..len]).unwrap();
         let mapped = message.attribute(Kind::XOR_MAPPED_ADDRESS).unwrap().xor_address(message.transaction());

@@ -1,18 +1,18 @@
 //! The programs on a device, with no trace in the file system while a measurement runs.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use ghostwire_bench::acl::steps::{self, Step};
+use ghostwire_bench::acl::steps;
 use ghostwire_dataplane::acl::{Acl, Options};
 use ghostwire_ebpf_abi::event::Direction;
 
 pub(crate) struct Lab {
     pub(crate) acl: Acl,
     /// On the same maps.
-    pub(crate) steps: Vec<Step>,
+    pub(crate) steps: Vec<OwnedFd>,
 }
 
 impl Lab {

@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
+use ghostwire_bench::acl::bpf;
 use ghostwire_bench::acl::nft::{FORMS, Form, Scope};
 use ghostwire_bench::acl::policies::{Peers, Size};
 use ghostwire_bench::acl::samples::{Pair, Spread};
+use ghostwire_bench::acl::steps::{self, STEPS};
 use ghostwire_bench::acl::wire::{DEVICE, Namespace, Tunnel};
-use ghostwire_bench::acl::{bpf, steps};
 use ghostwire_ebpf_abi::event::Direction;
 
 use crate::lab::Lab;
@@ -28,6 +29,8 @@ const SIZE: Size = Size { rules: 100_000, peers: 10_000, place: Peers::Overlay4 
 enum What {
     Nothing,
     EmptyProgram,
+    /// One thing that our program does, by its number.
+    Step(usize),
     Ours,
     Nftables(Form),
 }
@@ -37,7 +40,8 @@ const BARE: usize = 3;
 /// Places of subjects that have to be found again.
 const EMPTY: usize = BARE;
 const OURS: usize = BARE + 1;
-const FIRST_FORM: usize = BARE + 2;
+const FIRST_STEP: usize = BARE + 2;
+const FIRST_FORM: usize = FIRST_STEP + STEPS.len();
 
 /// What was measured.
 pub(crate) struct Path {
@@ -52,6 +56,7 @@ pub(crate) struct Path {
 pub(crate) fn measure() -> Result<Path> {
     let mut subjects = vec![What::Nothing; BARE];
     subjects.extend([What::EmptyProgram, What::Ours]);
+    subjects.extend((0..STEPS.len()).map(What::Step));
     subjects.extend(FORMS.map(What::Nftables));
     let started = Instant::now();
     eprintln!("  … real datagrams: loading {} rules into nftables, {} times", SIZE.rules, FORMS.len());
@@ -186,6 +191,7 @@ impl What {
             Self::Nothing => "nothing",
             Self::EmptyProgram => "empty program, tcx ingress",
             Self::Ours => "GhostWire, tcx ingress",
+            Self::Step(number) => STEPS[number],
             Self::Nftables(form) => form.name,
         }
     }
@@ -211,7 +217,7 @@ impl Site {
     fn load(&mut self) -> Result<()> {
         self.program = match self.what {
             What::EmptyProgram => Some(Program::Empty(steps::empty()?)),
-            What::Ours => {
+            What::Ours | What::Step(_) => {
                 self.namespace.enter()?;
                 let mut lab = Lab::new("lo", 0)?;
                 lab.acl.install(&SIZE.image(1)?)?;
@@ -230,7 +236,13 @@ impl Site {
         let mut tunnel = Tunnel::new(peer, port)?;
         let link = match &self.program {
             Some(Program::Empty(program)) => Some(bpf::attach_ingress(program.as_fd(), DEVICE)?),
-            Some(Program::Ours(lab)) => Some(bpf::attach_ingress(lab.program(Direction::Ingress)?, DEVICE)?),
+            Some(Program::Ours(lab)) => {
+                let program = match self.what {
+                    What::Step(number) => lab.steps[number].as_fd(),
+                    _ => lab.program(Direction::Ingress)?,
+                };
+                Some(bpf::attach_ingress(program, DEVICE)?)
+            }
             None => None,
         };
         if let What::Nftables(form) = self.what {

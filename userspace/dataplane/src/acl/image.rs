@@ -11,7 +11,7 @@ use ghostwire_ebpf_abi::image::{self, flags, header};
 use ipnet::IpNet;
 
 use super::kernel::Mapping;
-use super::{Acl, AclError, net4, nets, short_cut};
+use super::{Acl, AclError, net4, net6, nets, short_cut};
 
 /// Slot 0 holds the image in force.
 pub(super) type Images = ArrayOfMaps<MapData, MapData>;
@@ -220,10 +220,14 @@ fn build(image: &Image, slot: u64, sampling: bool) -> Result<MapData, AclError> 
         mapping.word(index).store(word, Ordering::Relaxed);
     }
     let mut free = u32::try_from(image.words.len()).unwrap_or(image::WORDS);
-    for (header, nets) in [(header::REMOTE_NET4, &image.remote_nets), (header::LOCAL_NET4, &image.local_nets)]
-    {
+    for (header, nets, build) in [
+        (header::REMOTE_NET4, &image.remote_nets, net4::build as TableBuilder),
+        (header::LOCAL_NET4, &image.local_nets, net4::build),
+        (header::REMOTE_NET6, &image.remote_nets, net6::build),
+        (header::LOCAL_NET6, &image.local_nets, net6::build),
+    ] {
         // Without room for the table the trie answers.
-        let table = net4::build(nets, free, image::WORDS).unwrap_or_default();
+        let table = build(nets, free, image::WORDS).unwrap_or_default();
         let at = if table.is_empty() { 0 } else { u64::from(free) };
         mapping.word(header).store(at, Ordering::Relaxed);
         for entry in table {
@@ -233,6 +237,9 @@ fn build(image: &Image, slot: u64, sampling: bool) -> Result<MapData, AclError> 
     }
     Ok(inner)
 }
+
+/// Makes the words of a table of networks that will lie at a word of the image and must end before another.
+type TableBuilder = fn(&[(IpNet, u32)], u32, u32) -> Option<Vec<u64>>;
 
 /// The image in force, mapped.
 struct Live {

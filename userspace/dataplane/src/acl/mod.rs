@@ -24,6 +24,7 @@ mod image;
 mod kernel;
 mod layout;
 mod net4;
+mod net6;
 mod nets;
 mod object;
 mod qdisc;
