@@ -253,11 +253,19 @@ impl Job {
             ("GHOSTWIRE_BIN_DIR", PROGRAMS.to_owned()),
             ("GHOSTWIRE_TEST_TIME_FACTOR", TIME_FACTOR.to_string()),
         ];
+        // What tests are asked for on the host, they are asked for in the machine.
+        let passed_on = ["GHOSTWIRE_RECORD_BUDGET", "GHOSTWIRE_TEST_SEED"]
+            .into_iter()
+            .filter_map(|name| Some((name, std::env::var(name).ok()?)));
         Self {
             label: format!("{} {}", test.package, test.target),
             command: std::iter::once(guest_path(test)).chain(arguments.iter().cloned()).collect(),
             directory,
-            environment: variables.map(|(name, value)| (name.to_owned(), value)).into(),
+            environment: variables
+                .into_iter()
+                .chain(passed_on)
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
             limit: Some(TEST_LIMIT),
         }
     }
