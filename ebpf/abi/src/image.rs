@@ -178,10 +178,10 @@ pub mod net4 {
 /// IPv6 networks as one hash table for each length of prefix: 128 bits are too many for tables of levels, and the lengths
 /// in use are few. The longest comes first. Cuckoo hashing (Pagh & Rodler 2001): a network lies in one of two places.
 ///
-/// The table begins with the number of lengths, then [`LENGTH`](net6::LENGTH) words for each: the mask (two words), the
-/// word offset of the first entry with the number of entries in the upper half, and the seed. An entry is
-/// [`ENTRY`](net6::ENTRY) words: the network (two words), and its packed cell with [`USED`](net6::USED). Masks and
-/// networks are words as they lie in a packet: little endian, the earlier byte is the lower one.
+/// The table begins with [`LENGTH`](net6::LENGTH) words for each of [`LENGTHS`](net6::LENGTHS): the mask (two words), the
+/// word offset of the first entry with the number of entries in the upper half (0: no more lengths), and the seed. An
+/// entry is [`ENTRY`](net6::ENTRY) words: the network (two words), and its packed cell with [`USED`](net6::USED). Masks
+/// and networks are words as they lie in a packet: little endian, the earlier byte is the lower one.
 pub mod net6 {
     /// Most lengths of prefix that a table has.
     pub const LENGTHS: u32 = 8;

@@ -224,6 +224,8 @@ fn routed6(image: Image, packet: Linear, table: u32, direction: Direction) -> Op
         let words = |at: usize| [0, 4, 8, 12].map(|offset| packet.load::<u32>(at + offset));
         (words(remote), words(local), ports(packet, 40))
     };
+    // By way of the stack, as in [`routed4`].
+    let ports = (core::hint::black_box(ports.0), core::hint::black_box(ports.1));
     let remote = match V6::overlay(image, remote) {
         Some(cell) => cell,
         None => V6::net(image, header::REMOTE_NET6, remote).filter(|_| V6::is_carried(remote))?,

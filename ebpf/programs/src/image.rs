@@ -140,14 +140,15 @@ impl Image {
         if table == 0 {
             return None;
         }
-        let lengths = self.word_at(table);
         for number in 0..u64::from(net6::LENGTHS) {
-            if number >= lengths {
+            let length = table + number * u64::from(net6::LENGTH);
+            let (entries, seed) = (self.word_at(length + 2), self.word_at(length + 3));
+            // Not compared with the number of lengths: the compiler would count down to it, of which the verifier of
+            // Linux 6.1 sees no end.
+            if entries == 0 {
                 break;
             }
-            let length = table + 1 + number * u64::from(net6::LENGTH);
             let (first, second) = (first & self.word_at(length), second & self.word_at(length + 1));
-            let (entries, seed) = (self.word_at(length + 2), self.word_at(length + 3));
             let [one, other] = net6::places(first, second, entries >> 32, seed)
                 .map(|place| self.cell_of(entries + place * u64::from(net6::ENTRY), first, second));
             if one | other != 0 {

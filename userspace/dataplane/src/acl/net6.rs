@@ -24,9 +24,10 @@ pub(super) fn build(nets: &[(IpNet, u32)], start: u32, limit: u32) -> Option<Vec
             lengths.entry(net.prefix_len()).or_default().insert(words(net.network().octets()), *cell);
         }
     }
-    let count = u32::try_from(lengths.len()).ok().filter(|count| *count <= LENGTHS)?;
-    let mut table = vec![u64::from(count)];
-    table.resize((1 + count * LENGTH) as usize, 0);
+    if lengths.len() > LENGTHS as usize {
+        return None;
+    }
+    let mut table = vec![0; (LENGTHS * LENGTH) as usize];
     for (number, (length, nets)) in lengths.iter().rev().enumerate() {
         // Entries do not lie in two cache lines.
         let at = (start as usize + table.len()).next_multiple_of(ENTRY as usize);
@@ -35,7 +36,7 @@ pub(super) fn build(nets: &[(IpNet, u32)], start: u32, limit: u32) -> Option<Vec
         let mask = words(Ipv6Net::new(Ipv6Addr::UNSPECIFIED, *length).ok()?.netmask().octets());
         let count = entries.len() as u64 / u64::from(ENTRY);
         let described = [mask[0], mask[1], at as u64 | count << 32, seed];
-        let first = 1 + number * LENGTH as usize;
+        let first = number * LENGTH as usize;
         table.get_mut(first..first + LENGTH as usize)?.copy_from_slice(&described);
         table.resize(at - start as usize, 0);
         table.extend(entries);
@@ -106,10 +107,11 @@ mod tests {
 
     fn look_up(table: &[u64], start: u32, addr: &str) -> u64 {
         let addr = words(addr.parse::<Ipv6Addr>().unwrap().octets());
-        for number in 0..usize::try_from(table[0]).unwrap() {
-            let [first, second, entries, seed] = table[1 + number * 4..5 + number * 4] else {
-                unreachable!()
-            };
+        for length in table[..(LENGTHS * LENGTH) as usize].chunks(LENGTH as usize) {
+            let &[first, second, entries, seed] = length else { unreachable!() };
+            if entries == 0 {
+                break;
+            }
             let masked = [addr[0] & first, addr[1] & second];
             for place in places(masked[0], masked[1], entries >> 32, seed) {
                 let entry = (entries & 0xffff_ffff) - u64::from(start) + place * 4;
