@@ -1,6 +1,6 @@
 //! Nodes with a device each, in namespaces of their own.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
 
 use ghostwire_dataplane::{
     netlink::{Link, LinkName, Netlink},
@@ -168,12 +168,24 @@ pub(crate) fn only_peer(device: &Wg) -> PeerStatus {
     status.peers[0].clone()
 }
 
-/// Whether a session is still the same: the engines tell the time of the handshake, gotatun by its age.
-pub(crate) fn same_session(before: &PeerStatus, after: &PeerStatus) -> bool {
-    let (Some(before), Some(after)) = (before.last_handshake, after.last_handshake) else {
-        return false;
-    };
-    after.duration_since(before).unwrap_or_else(|error| error.duration()) < Duration::from_millis(20)
+/// A session, known by its handshake: that of any later one is later than this moment.
+pub(crate) struct Session {
+    seen: SystemTime,
+}
+
+impl Session {
+    /// That of the device's only peer.
+    pub(crate) fn of(device: &Wg) -> Self {
+        assert!(only_peer(device).last_handshake.is_some());
+        Self { seen: SystemTime::now() }
+    }
+
+    /// Whether the device's only peer has it still. gotatun tells the age of a handshake, which is older when the answer
+    /// has arrived: each reading is too late by what the answer took, and one that is early enough is proof.
+    pub(crate) fn lives_on(&self, device: &Wg) -> bool {
+        let is_older = |peer: PeerStatus| peer.last_handshake.is_some_and(|handshake| handshake < self.seen);
+        (0..50).any(|_| is_older(only_peer(device)))
+    }
 }
 
 /// A userspace device alone.

@@ -11,7 +11,7 @@ use ghostwire_dataplane::{
     wireguard::{Backend, Choice, DeviceConfig, Error, Opened, Options, PeerConfig, PrivateKey, adopt},
 };
 
-use crate::lab::{Node, engines, lone_device, name, only_peer, options, pair, same_session};
+use crate::lab::{Node, Session, engines, lone_device, name, only_peer, options, pair};
 use crate::netns::eventually;
 
 #[test]
@@ -45,13 +45,14 @@ fn killing_the_daemon_loses_no_packet() {
     });
     let before = only_peer(&at_a).rx_bytes;
     eventually("pings flow", || only_peer(&at_a).rx_bytes > before + 500);
+    let session = Session::of(&at_a);
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     let mut report = String::new();
     pings.stdout.take().unwrap().read_to_string(&mut report).unwrap();
     pings.wait().unwrap();
     assert!(report.contains("100 packets transmitted, 100 received"), "{report}");
-    assert!(same_session(&only_peer(&at_a), &only_peer(&a.open().0)));
+    assert!(session.lives_on(&a.open().0));
 }
 
 #[test]
@@ -59,7 +60,7 @@ fn adopting_and_applying_again_resets_no_session() {
     for choice in engines() {
         let (a, at_a, b, _at_b) = pair(choice);
         a.ping("100.64.0.2");
-        let before = only_peer(&at_a);
+        let (session, before) = (Session::of(&at_a), only_peer(&at_a));
         drop(at_a);
         for choice in [choice, Choice::Auto] {
             let options = options(a.dir.path(), choice);
@@ -69,7 +70,7 @@ fn adopting_and_applying_again_resets_no_session() {
             assert!(change.is_empty(), "{change:?}");
             a.ping("100.64.0.2");
             let after = only_peer(&device);
-            assert!(same_session(&before, &after), "{before:?} {after:?}");
+            assert!(session.lives_on(&device), "{after:?}");
             assert!(after.rx_bytes > before.rx_bytes);
         }
     }
