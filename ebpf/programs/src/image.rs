@@ -158,8 +158,8 @@ impl Image {
         Some(0)
     }
 
-    /// Third word of the entry at a word offset if it holds this network, else 0. Without a branch, because the verifier
-    /// follows each from every caller.
+    /// Third word of the entry at a word offset if it holds this network, else 0: so [`Self::net6`] decides once for both
+    /// places.
     #[inline(always)]
     fn cell_of(self, entry: u64, first: u64, second: u64) -> u64 {
         let entry = entry & 0xffff_ffff;
