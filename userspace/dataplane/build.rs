@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 const TARGET: &str = "bpfel-unknown-none";
-const OBJECT: &str = "ghostwire-ebpf";
+
+/// Binaries of the eBPF crate, with the variable that tells where each one's object is.
+const OBJECTS: [(&str, &str); 2] =
+    [("ghostwire-ebpf", "GHOSTWIRE_EBPF_OBJECT"), ("ghostwire-steer", "GHOSTWIRE_STEER_OBJECT")];
 
 /// A compiler that can produce BPF.
 struct Toolchain {
@@ -68,10 +71,12 @@ fn build() -> Result<(), String> {
             String::from_utf8_lossy(&output.stderr)
         ));
     }
-    let built = target_dir.join(TARGET).join("release").join(OBJECT);
-    let object = out_dir.join("ghostwire-ebpf.o");
-    fs::copy(&built, &object).map_err(|error| format!("copying {}: {error}", built.display()))?;
-    println!("cargo::rustc-env=GHOSTWIRE_EBPF_OBJECT={}", object.display());
+    for (name, variable) in OBJECTS {
+        let built = target_dir.join(TARGET).join("release").join(name);
+        let object = out_dir.join(format!("{name}.o"));
+        fs::copy(&built, &object).map_err(|error| format!("copying {}: {error}", built.display()))?;
+        println!("cargo::rustc-env={variable}={}", object.display());
+    }
     Ok(())
 }
 

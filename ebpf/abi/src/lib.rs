@@ -7,6 +7,7 @@
 //! - [`conntrack`]: keys and values of the connection and fragment tables.
 //! - [`event`]: what the programs tell userspace about single packets, and the reasons they count.
 //! - [`config`]: run-time knobs that are not policy.
+//! - [`steer`]: stable endpoints: paths, admitted remotes, and the synthetic addresses.
 //!
 //! Multi-byte fields are in host byte order unless the name ends in `_be`. Addresses are byte arrays in
 //! network order.
@@ -16,3 +17,4 @@ pub mod config;
 pub mod conntrack;
 pub mod event;
 pub mod image;
+pub mod steer;

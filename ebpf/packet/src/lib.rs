@@ -11,6 +11,8 @@
 //! - [`reader`]: where bytes come from, and the types that may be read.
 //! - [`v4`], [`v6`]: the two families, one [`Family`] each.
 //! - [`transport`]: TCP, UDP, SCTP, ICMP.
+//! - [`outer`]: plain UDP datagrams, which WireGuard's are on the outside; [`payload`]: which of them are WireGuard's.
+//! - [`translate`], [`checksum`]: other headers for the same datagram.
 //!
 //! Total: every input gives a value or an [`Error`]; there is no indexing, no panic and no unbounded loop, so
 //! the verifier can follow it. Lengths are taken from the IP header and compared with the packet's: the linear
@@ -18,7 +20,11 @@
 #![cfg_attr(not(test), no_std)]
 #![expect(clippy::cast_possible_truncation, reason = "fields are cut out of wider words")]
 
+pub mod checksum;
+pub mod outer;
+pub mod payload;
 pub mod reader;
+pub mod translate;
 pub mod transport;
 pub mod v4;
 pub mod v6;

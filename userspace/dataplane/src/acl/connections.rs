@@ -8,6 +8,7 @@ use aya::maps::HashMap;
 use ghostwire_ebpf_abi::conntrack::{Conn, ConnKey4, ConnKey6, Fragment, FragmentKey};
 
 use super::{Acl, AclError, Wire};
+use crate::bpf::BpfError;
 
 /// A connection that this side opened, and whose answers depend on being remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +77,7 @@ impl Acl {
     }
 
     fn clear<K: Pod, V: Pod>(&mut self, name: &'static str) -> Result<(), AclError> {
-        let map = self.ebpf.map_mut(name).ok_or(AclError::Object { what: name })?;
+        let map = self.ebpf.map_mut(name).ok_or(BpfError::Object { what: name })?;
         let mut map: HashMap<_, K, V> = HashMap::try_from(map)?;
         let keys: Vec<K> = map.keys().flatten().collect();
         for key in &keys {
@@ -105,6 +106,6 @@ fn describe(local_port_be: u16, remote_port_be: u16, protocol: u8, conn: Conn, n
 
 fn now_ns() -> Result<u64, AclError> {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map_err(|errno| AclError::System { call: "clock_gettime", source: errno.into() })?;
+        .map_err(|errno| BpfError::System { call: "clock_gettime", source: errno.into() })?;
     Ok(u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX))
 }

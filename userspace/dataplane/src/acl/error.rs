@@ -1,94 +1,16 @@
-//! What can go wrong with the programs and their maps.
-
-use std::io;
-use std::path::PathBuf;
+//! What can go wrong with a policy in the kernel.
 
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 
+use crate::bpf::BpfError;
+
 /// An error of [`super::Acl`].
 #[derive(Debug, thiserror::Error)]
 pub enum AclError {
-    /// No BPF filesystem, and none could be mounted.
-    #[error(
-        "cannot mount a BPF filesystem at {path}: {source}; run as root, or mount it: mount -t bpf bpf {path}"
-    )]
-    Mount {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The pin folder is not on a BPF filesystem.
-    #[error("{path} is not on a BPF filesystem; choose a folder below /sys/fs/bpf")]
-    NotBpffs {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// A file operation on a pin or its folder failed.
-    #[error("cannot {action} {path}: {source}")]
-    Pin {
-        /// What was tried.
-        action: &'static str,
-        /// The pin or folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The interface does not exist.
-    #[error("no network interface {interface}: {source}")]
-    NoInterface {
-        /// Its name.
-        interface: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The kernel refused to load the programs.
-    #[error(
-        "the kernel refused the eBPF programs: {0}; they need Linux 6.1 with CONFIG_BPF_SYSCALL and root"
-    )]
-    Load(#[source] Box<aya::EbpfError>),
-    /// A program could not be loaded, attached or run.
-    #[error("eBPF program: {0}")]
-    Program(#[source] Box<ProgramError>),
-    /// A map operation failed.
-    #[error("eBPF map: {0}")]
-    Map(#[source] Box<MapError>),
-    /// A link could not be opened, replaced or pinned.
-    #[error("eBPF link on {interface}: {message}")]
-    Link {
-        /// The interface.
-        interface: String,
-        /// What failed and why.
-        message: String,
-    },
-    /// The pinned links serve another interface. Taking them would leave that one open.
-    #[error(
-        "{path} holds the policy program of another interface (number {holder}), here or in another network \
-         namespace; give each daemon a --bpf-dir of its own"
-    )]
-    PinInUse {
-        /// The pin.
-        path: PathBuf,
-        /// Index of the other interface, in its namespace.
-        holder: u32,
-    },
-    /// Netlink refused to change the clsact qdisc or a filter.
-    #[error("cannot {action} on {interface}: {source}")]
-    Qdisc {
-        /// What was tried.
-        action: &'static str,
-        /// The interface.
-        interface: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The embedded object lacks something; a fault of the build.
-    #[error("the embedded eBPF object has no {what}; rebuild ghostwire")]
-    Object {
-        /// Its name.
-        what: &'static str,
-    },
+    /// The programs or their maps.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
     /// The image is not one that the programs understand. The old one stays in force.
     #[error("refused a policy image: {0}; the policy in force stays")]
     Image(String),
@@ -103,30 +25,22 @@ pub enum AclError {
         /// Size of a trie.
         limit: usize,
     },
-    /// A system call failed.
-    #[error("{call}: {source}")]
-    System {
-        /// Which.
-        call: &'static str,
-        /// Why.
-        source: io::Error,
-    },
 }
 
 impl From<aya::EbpfError> for AclError {
     fn from(error: aya::EbpfError) -> Self {
-        Self::Load(Box::new(error))
+        Self::Bpf(error.into())
     }
 }
 
 impl From<ProgramError> for AclError {
     fn from(error: ProgramError) -> Self {
-        Self::Program(Box::new(error))
+        Self::Bpf(error.into())
     }
 }
 
 impl From<MapError> for AclError {
     fn from(error: MapError) -> Self {
-        Self::Map(Box::new(error))
+        Self::Bpf(error.into())
     }
 }

@@ -10,7 +10,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::counters::unmapped;
-use super::{Acl, AclError, bpffs};
+use super::{Acl, AclError, object};
+use crate::bpf::BpfError;
+use crate::bpf::bpffs;
 
 /// What happened to one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +71,12 @@ impl AsRawFd for Ring {
 impl Acl {
     /// A reader of the events. Needs a tokio runtime.
     pub fn events(&self) -> Result<Events, AclError> {
-        let map = MapData::from_pin(bpffs::map_dir(&self.dir).join("EVENTS"))?;
+        let map = MapData::from_pin(bpffs::map_dir(&self.dir, object::LAYOUT).join("EVENTS"))?;
         let ring = RingBuf::try_from(aya::maps::Map::RingBuf(map))?;
         // SAFETY: the ring owns its descriptor, and nothing replaces or closes it while it is registered.
         let ring =
             unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }.map_err(|error| {
-                AclError::System { call: "epoll_ctl for the ring buffer", source: error.into() }
+                BpfError::System { call: "epoll_ctl for the ring buffer", source: error.into() }
             })?;
         Ok(Events { ring })
     }

@@ -10,8 +10,8 @@ use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
 use ghostwire_ebpf_abi::image::{self, flags, header};
 use ipnet::IpNet;
 
-use super::kernel::Mapping;
 use super::{Acl, AclError, net4, net6, nets, short_cut};
+use crate::bpf::kernel::Mapping;
 
 /// Slot 0 holds the image in force.
 pub(super) type Images = ArrayOfMaps<MapData, MapData>;

@@ -1,7 +1,7 @@
 //! Access control in the kernel: the two programs on the WireGuard device, and their maps.
 //!
 //! ```text
-//! open_or_create ── bpffs (mounted, folder) ─> layout (are the pins ours?) ─> object (load, reuse maps)
+//! open_or_create ── crate::bpf (folder, pinned maps of an earlier process) ─> object
 //!                └─ attach (tcx link or clsact filter: new, or replaced atomically)
 //! install ───────── image (mmapped inner map, swap of one slot) + nets (tries of the other slot)
 //! counters, drops_by_remote, connections, events ── what the programs tell
@@ -15,19 +15,15 @@
 //! device open.
 
 mod attach;
-mod bpffs;
 mod connections;
 mod counters;
 mod error;
 mod events;
 mod image;
-mod kernel;
-mod layout;
 mod net4;
 mod net6;
 mod nets;
 mod object;
-mod qdisc;
 mod short_cut;
 
 use std::path::{Path, PathBuf};
@@ -38,8 +34,9 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult};
 use ghostwire_ebpf_abi::config::Config;
 use ghostwire_ebpf_abi::event::Direction;
 
-pub use attach::{Attach, Attachment};
-pub use bpffs::Pins;
+use crate::bpf::{Wire, bpffs};
+
+pub use crate::bpf::{Attach, Attachment, BpfError, Origin, Pins};
 pub use connections::Connection;
 pub use counters::Counters;
 pub use error::AclError;
@@ -65,27 +62,6 @@ impl Default for Options {
         Self { attach: Attach::Auto, connections4: 131_072, connections6: 65_536, l3_offset: 0 }
     }
 }
-
-/// What [`Acl::open_or_create`] found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Nothing: the programs are new and drop everything until an image is installed.
-    Created,
-    /// The maps of an earlier process, with image, connections and counters.
-    Adopted,
-    /// Maps that do not fit these programs, with the reason. They were replaced: everything is dropped until an
-    /// image is installed.
-    Replaced(String),
-}
-
-/// A value that crosses the kernel boundary.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Wire<T>(T);
-
-// SAFETY: used with the repr(C), padding-free types of ghostwire-ebpf-abi only, which have no invalid values
-// (enums cross as integers).
-unsafe impl<T: Copy + 'static> aya::Pod for Wire<T> {}
 
 /// The access control of one interface.
 pub struct Acl {
@@ -195,7 +171,7 @@ impl Acl {
     }
 
     fn remove_from(interface: &str, dir: &Path) -> Result<(), AclError> {
-        if attach::detach(interface, dir)? { bpffs::remove(dir) } else { Ok(()) }
+        attach::detach(interface, dir)
     }
 
     /// Runs a program on a packet (with an Ethernet header in front, see [`Options::l3_offset`]).
@@ -210,15 +186,15 @@ impl Acl {
     /// The program of a direction.
     pub fn program(&self, direction: Direction) -> Result<&SchedClassifier, AclError> {
         let name = object::program_name(direction);
-        let program = self.ebpf.program(name).ok_or(AclError::Object { what: name })?;
+        let program = self.ebpf.program(name).ok_or(BpfError::Object { what: name })?;
         Ok(program.try_into()?)
     }
 
     fn map(&self, name: &'static str) -> Result<&Map, AclError> {
-        self.ebpf.map(name).ok_or(AclError::Object { what: name })
+        Ok(self.ebpf.map(name).ok_or(BpfError::Object { what: name })?)
     }
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, AclError> {
-    ebpf.take_map(name).ok_or(AclError::Object { what: name })
+    Ok(ebpf.take_map(name).ok_or(BpfError::Object { what: name })?)
 }

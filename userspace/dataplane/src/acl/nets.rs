@@ -8,6 +8,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{AclError, Image};
+use crate::bpf::BpfError;
 
 type Trie<'a> = LpmTrie<&'a mut MapData, [u8; 16], u32>;
 
@@ -28,7 +29,7 @@ pub(super) fn read(ebpf: &Ebpf, slot: u64) -> Result<(Nets, Nets), AclError> {
 }
 
 fn read_one(ebpf: &Ebpf, name: &'static str) -> Result<Nets, AclError> {
-    let map = ebpf.map(name).ok_or(AclError::Object { what: name })?;
+    let map = ebpf.map(name).ok_or(BpfError::Object { what: name })?;
     let trie: LpmTrie<&MapData, [u8; 16], u32> = LpmTrie::try_from(map)?;
     let mut nets = Nets::new();
     for entry in &trie {
@@ -44,7 +45,7 @@ fn names(slot: u64) -> [&'static str; 2] {
 }
 
 fn fill_one(ebpf: &mut Ebpf, name: &'static str, nets: &[(IpNet, u32)]) -> Result<(), AclError> {
-    let map = ebpf.map_mut(name).ok_or(AclError::Object { what: name })?;
+    let map = ebpf.map_mut(name).ok_or(BpfError::Object { what: name })?;
     let mut trie: Trie<'_> = LpmTrie::try_from(map)?;
     let limit = CAPACITY;
     if nets.len() > limit {

@@ -14,6 +14,7 @@ mod connection;
 mod link;
 mod monitor;
 mod route;
+mod rule;
 mod uplinks;
 
 pub use address::Address;

@@ -5,7 +5,7 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, Stdio};
 
 use aya::programs::links::PinnedLink;
-use ghostwire_dataplane::acl::{Acl, AclError, Attach, Attachment, Options, Origin, Pins};
+use ghostwire_dataplane::acl::{Acl, AclError, Attach, Attachment, BpfError, Options, Origin, Pins};
 use ghostwire_ebpf_abi::event::{Direction, Reason};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -221,7 +221,7 @@ fn what_is_pinned_for_another_namespace_is_neither_taken_nor_removed() {
     // The interface has the same name and even the same index.
     let other = Netns::new();
     let refused = other.run(|| Acl::open_or_create("lo", lab.dir(), &for_test_run())).unwrap_err();
-    assert!(matches!(refused, AclError::PinInUse { holder: 1, .. }), "{refused}");
+    assert!(matches!(refused, AclError::Bpf(BpfError::PinInUse { holder: 1, .. })), "{refused}");
     other.run(|| Acl::remove("lo", lab.dir())).unwrap();
     assert!(lab.netns.run(|| first.is_attached()).unwrap());
     drop(first);
@@ -303,4 +303,13 @@ fn a_recreated_interface_gets_new_links() {
         assert_eq!(programs.unwrap().1.len(), 1);
     }
     lab.netns.run(|| second.detach()).unwrap();
+}
+
+#[test]
+fn the_verifier_budget_is_kept() {
+    let lab = Lab::new();
+    let acl = lab.open();
+    let programs = [("acl_ingress", Direction::Ingress), ("acl_egress", Direction::Egress)]
+        .map(|(name, direction)| (name, acl.program(direction).unwrap().info().unwrap()));
+    crate::budget::check(&programs, ghostwire_dataplane::acl::OBJECT);
 }

@@ -5,8 +5,10 @@
 #[path = "../netns/mod.rs"]
 mod netns;
 
-mod additions;
+#[path = "../budget/mod.rs"]
 mod budget;
+
+mod additions;
 mod differential;
 mod lab;
 mod lifecycle;

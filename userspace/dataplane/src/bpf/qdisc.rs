@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use ghostwire_ebpf_abi::event::Direction;
 
-use super::AclError;
+use super::BpfError;
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
@@ -46,32 +46,32 @@ const fn parent(direction: Direction) -> u32 {
 }
 
 /// Adds the qdisc. False: it was there already.
-pub(super) fn add_clsact(interface: &str, index: u32) -> Result<bool, AclError> {
+pub(crate) fn add_clsact(interface: &str, index: u32) -> Result<bool, BpfError> {
     let message = TcMessage { ifindex: index, handle: CLSACT_HANDLE, parent: TC_H_CLSACT, info: 0 };
     match request(RTM_NEWQDISC, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, message, Some(b"clsact\0")) {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
         Err(source) => {
-            Err(AclError::Qdisc { action: "add the clsact qdisc", interface: interface.to_owned(), source })
+            Err(BpfError::Qdisc { action: "add the clsact qdisc", interface: interface.to_owned(), source })
         }
     }
 }
 
 /// Removes the qdisc; that there is none is no error.
-pub(super) fn remove_clsact(interface: &str, index: u32) -> Result<(), AclError> {
+pub(crate) fn remove_clsact(interface: &str, index: u32) -> Result<(), BpfError> {
     let message = TcMessage { ifindex: index, handle: CLSACT_HANDLE, parent: TC_H_CLSACT, info: 0 };
     let result = request(RTM_DELQDISC, NLM_F_ACK, message, None);
     absent_is_fine(result, "remove the clsact qdisc", interface)
 }
 
 /// Removes one filter; that there is none, or no qdisc, is no error.
-pub(super) fn remove_filter(
+pub(crate) fn remove_filter(
     interface: &str,
     index: u32,
     direction: Direction,
     priority: u16,
     handle: u32,
-) -> Result<(), AclError> {
+) -> Result<(), BpfError> {
     let all_protocols = u32::from(ETH_P_ALL.to_be());
     let info = u32::from(priority) << 16 | all_protocols;
     let message = TcMessage { ifindex: index, handle, parent: parent(direction), info };
@@ -79,13 +79,13 @@ pub(super) fn remove_filter(
 }
 
 /// Number of the program that one filter runs. `None`: there is no such filter, or no qdisc.
-pub(super) fn filter_program(
+pub(crate) fn filter_program(
     interface: &str,
     index: u32,
     direction: Direction,
     priority: u16,
     handle: u32,
-) -> Result<Option<u32>, AclError> {
+) -> Result<Option<u32>, BpfError> {
     let info = u32::from(priority) << 16 | u32::from(ETH_P_ALL.to_be());
     let message = TcMessage { ifindex: index, handle, parent: parent(direction), info };
     match request(RTM_GETTFILTER, NLM_F_ACK, message, Some(b"bpf\0")) {
@@ -94,16 +94,16 @@ pub(super) fn filter_program(
             Ok(None)
         }
         Err(source) => {
-            Err(AclError::Qdisc { action: "look up a filter", interface: interface.to_owned(), source })
+            Err(BpfError::Qdisc { action: "look up a filter", interface: interface.to_owned(), source })
         }
     }
 }
 
 /// Whether anybody's filter is left on either side.
-pub(super) fn has_filters(interface: &str, index: u32) -> Result<bool, AclError> {
+pub(crate) fn has_filters(interface: &str, index: u32) -> Result<bool, BpfError> {
     for direction in [Direction::Ingress, Direction::Egress] {
         let message = TcMessage { ifindex: index, handle: 0, parent: parent(direction), info: 0 };
-        let found = request(RTM_GETTFILTER, NLM_F_DUMP, message, None).map_err(|source| AclError::Qdisc {
+        let found = request(RTM_GETTFILTER, NLM_F_DUMP, message, None).map_err(|source| BpfError::Qdisc {
             action: "list the filters",
             interface: interface.to_owned(),
             source,
@@ -115,11 +115,11 @@ pub(super) fn has_filters(interface: &str, index: u32) -> Result<bool, AclError>
     Ok(false)
 }
 
-fn absent_is_fine(result: io::Result<Answer>, action: &'static str, interface: &str) -> Result<(), AclError> {
+fn absent_is_fine(result: io::Result<Answer>, action: &'static str, interface: &str) -> Result<(), BpfError> {
     match result {
         Ok(_) => Ok(()),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(()),
-        Err(source) => Err(AclError::Qdisc { action, interface: interface.to_owned(), source }),
+        Err(source) => Err(BpfError::Qdisc { action, interface: interface.to_owned(), source }),
     }
 }
 

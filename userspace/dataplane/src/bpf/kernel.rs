@@ -9,29 +9,34 @@ use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
-use super::AclError;
+use super::BpfError;
 
 /// The value area of a mmapable array, in this process's memory.
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     start: NonNull<libc::c_void>,
     bytes: usize,
 }
 
+// SAFETY: memory that any thread may use, by atomic operations only.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
     /// Maps the first `bytes` of the values.
-    pub(super) fn new(map: BorrowedFd<'_>, bytes: usize) -> Result<Self, AclError> {
+    pub(crate) fn new(map: BorrowedFd<'_>, bytes: usize) -> Result<Self, BpfError> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: asks for a new mapping at an address of the kernel's choice.
         let start =
             unsafe { libc::mmap(ptr::null_mut(), bytes, protection, libc::MAP_SHARED, map.as_raw_fd(), 0) };
         match NonNull::new(start) {
             Some(start) if start.as_ptr() != libc::MAP_FAILED => Ok(Self { start, bytes }),
-            _ => Err(AclError::System { call: "mmap of a map", source: io::Error::last_os_error() }),
+            _ => Err(BpfError::System { call: "mmap of a map", source: io::Error::last_os_error() }),
         }
     }
 
     /// Word `index`. Atomic, because programs read while we write.
-    pub(super) fn word(&self, index: u32) -> &AtomicU64 {
+    pub(crate) fn word(&self, index: u32) -> &AtomicU64 {
         let index = index as usize;
         assert!(index < self.bytes / 8, "word {index} of a mapping of {} bytes", self.bytes);
         // SAFETY: within the mapping, which lives as long as self and is page-aligned.
@@ -80,8 +85,8 @@ struct PathAttr {
 }
 
 /// Opens whatever is pinned at a path.
-pub(super) fn open_pin(pin: &Path) -> Result<OwnedFd, AclError> {
-    let fail = |source| AclError::Pin { action: "open the pin", path: pin.to_owned(), source };
+pub(crate) fn open_pin(pin: &Path) -> Result<OwnedFd, BpfError> {
+    let fail = |source| BpfError::Pin { action: "open the pin", path: pin.to_owned(), source };
     let path = CString::new(pin.as_os_str().as_bytes()).map_err(|error| fail(error.into()))?;
     let mut attr = PathAttr { path: path.as_ptr().expose_provenance() as u64, bpf_fd: 0, flags: 0 };
     // SAFETY: the path is a string that lives until after the call.
@@ -96,16 +101,16 @@ pub(super) fn open_pin(pin: &Path) -> Result<OwnedFd, AclError> {
 
 /// What a tcx link holds where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TcxLink {
+pub(crate) struct TcxLink {
     /// Index of the interface, in whatever network namespace that is; 0: the interface is gone, or the link was
     /// detached.
-    pub(super) interface: u32,
+    pub(crate) interface: u32,
     /// Number of the program.
-    pub(super) program: u32,
+    pub(crate) program: u32,
 }
 
 /// Asks a link.
-pub(super) fn tcx_link(link: &OwnedFd) -> Result<TcxLink, AclError> {
+pub(crate) fn tcx_link(link: &OwnedFd) -> Result<TcxLink, BpfError> {
     let mut info = LinkInfo::default();
     let mut attr = InfoAttr {
         bpf_fd: link.as_raw_fd().cast_unsigned(),
@@ -117,7 +122,7 @@ pub(super) fn tcx_link(link: &OwnedFd) -> Result<TcxLink, AclError> {
         libc::syscall(libc::SYS_bpf, OBJ_GET_INFO_BY_FD, ptr::from_mut(&mut attr), size_of::<InfoAttr>())
     };
     if result < 0 {
-        return Err(AclError::System { call: "bpf(OBJ_GET_INFO_BY_FD)", source: io::Error::last_os_error() });
+        return Err(BpfError::System { call: "bpf(OBJ_GET_INFO_BY_FD)", source: io::Error::last_os_error() });
     }
     Ok(TcxLink { interface: info.ifindex, program: info.prog_id })
 }
@@ -146,7 +151,7 @@ const MOST_PROGRAMS: usize = 64;
 
 /// Numbers of the tcx programs on one side of an interface of the calling thread's network namespace. `side` is
 /// `BPF_TCX_INGRESS` or `BPF_TCX_EGRESS`. An interface that is gone has none.
-pub(super) fn tcx_programs(interface: u32, side: u32) -> Result<Vec<u32>, AclError> {
+pub(crate) fn tcx_programs(interface: u32, side: u32) -> Result<Vec<u32>, BpfError> {
     let mut programs = [0_u32; MOST_PROGRAMS];
     let mut attr = QueryAttr {
         target_ifindex: interface,
@@ -161,7 +166,7 @@ pub(super) fn tcx_programs(interface: u32, side: u32) -> Result<Vec<u32>, AclErr
     if result < 0 {
         return match io::Error::last_os_error() {
             error if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => Ok(Vec::new()),
-            source => Err(AclError::System { call: "bpf(PROG_QUERY)", source }),
+            source => Err(BpfError::System { call: "bpf(PROG_QUERY)", source }),
         };
     }
     let count = usize::try_from(attr.count).unwrap_or(0).min(MOST_PROGRAMS);
@@ -172,7 +177,7 @@ pub(super) fn tcx_programs(interface: u32, side: u32) -> Result<Vec<u32>, AclErr
 const LINK_DETACH: libc::c_long = 34;
 
 /// Detaches a link now. Removing its pin would do so too, but some time later, after an RCU grace period.
-pub(super) fn detach_link(link: &OwnedFd) -> Result<(), AclError> {
+pub(crate) fn detach_link(link: &OwnedFd) -> Result<(), BpfError> {
     let attr = link.as_raw_fd().cast_unsigned();
     // SAFETY: the attributes are one descriptor.
     let result = unsafe { libc::syscall(libc::SYS_bpf, LINK_DETACH, ptr::from_ref(&attr), size_of::<u32>()) };
@@ -182,12 +187,12 @@ pub(super) fn detach_link(link: &OwnedFd) -> Result<(), AclError> {
     match io::Error::last_os_error() {
         // The interface is gone, and has taken the attachment along.
         error if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
-        source => Err(AclError::System { call: "bpf(LINK_DETACH)", source }),
+        source => Err(BpfError::System { call: "bpf(LINK_DETACH)", source }),
     }
 }
 
 /// Whether the running kernel is at least this version.
-pub(super) fn at_least(major: u32, minor: u32) -> bool {
+pub(crate) fn at_least(major: u32, minor: u32) -> bool {
     let Ok(name) = nix::sys::utsname::uname() else { return false };
     let release = name.release().to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());

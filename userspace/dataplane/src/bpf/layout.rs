@@ -1,5 +1,5 @@
 //! Whether pinned maps are those that the programs expect: a map of another shape, reused unseen, would be a
-//! policy misread.
+//! policy or a path misread.
 
 use std::path::Path;
 
@@ -7,12 +7,13 @@ use aya::maps::{MapInfo, MapType};
 use aya_obj::generated::bpf_map_type;
 use aya_obj::{EbpfSectionKind, Object};
 
-use super::{AclError, OBJECT, Options, Origin, object};
+use super::object::Source;
+use super::{BpfError, Origin};
 
 /// Shape of a map.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) name: String,
+pub(crate) struct Shape {
+    pub(crate) name: String,
     map_type: u32,
     key_size: u32,
     value_size: u32,
@@ -21,15 +22,14 @@ pub(super) struct Shape {
 }
 
 /// Shapes of all maps that are pinned, from the object.
-pub(super) fn expected(options: &Options) -> Result<Vec<Shape>, AclError> {
-    let object = Object::parse(OBJECT).map_err(|error| AclError::from(aya::EbpfError::from(error)))?;
-    let sizes = object::sizes(options);
+pub(crate) fn expected(source: &Source<'_>) -> Result<Vec<Shape>, BpfError> {
+    let object = Object::parse(source.object).map_err(|error| BpfError::from(aya::EbpfError::from(error)))?;
     let mut shapes: Vec<Shape> = object
         .maps
         .iter()
         .filter(|(_, map)| matches!(map.section_kind(), EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps))
         .map(|(name, map)| {
-            let chosen = sizes.iter().find(|(sized, _)| sized == name).map(|(_, entries)| *entries);
+            let chosen = source.sizes.iter().find(|(sized, _)| sized == name).map(|(_, entries)| *entries);
             let is_ring = map.map_type() == bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32;
             Shape {
                 name: name.clone(),
@@ -46,7 +46,7 @@ pub(super) fn expected(options: &Options) -> Result<Vec<Shape>, AclError> {
 }
 
 /// Compares the pinned maps with the expected ones.
-pub(super) fn compare(dir: &Path, map_dir: &Path, expected: &[Shape]) -> Origin {
+pub(crate) fn compare(dir: &Path, map_dir: &Path, expected: &[Shape]) -> Origin {
     if !map_dir.exists() {
         let others = std::fs::read_dir(dir).is_ok_and(|entries| {
             entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("maps-"))

@@ -1,9 +1,10 @@
 //! The BPF filesystem: mounted, with one folder for each interface.
 //!
 //! ```text
-//! <bpf_dir>/<interface>/ingress, egress   links (tcx)
+//! <bpf_dir>/<interface>/ingress, egress   links of access control (tcx)
 //!                       clsact            folder: the clsact qdisc is of our making
-//!                       maps-<layout>/    maps; the layout version of the class image is in the name
+//!                       maps-<layout>/    maps; the version of their layout is in the name
+//!                       steer/            the same for steering: out, <uplink>-in, <uplink>-out, clsact-<uplink>
 //! ```
 
 use std::fs;
@@ -11,27 +12,26 @@ use std::io;
 use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use ghostwire_ebpf_abi::image;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::AclError;
+use super::BpfError;
 
 const STANDARD: &str = "/sys/fs/bpf";
 
 /// Mounts the BPF filesystem at its standard place if the folder is to be there and nothing is mounted.
-pub(super) fn ensure_mounted(bpf_dir: &Path) -> Result<(), AclError> {
+pub(crate) fn ensure_mounted(bpf_dir: &Path) -> Result<(), BpfError> {
     if on_bpffs(bpf_dir) {
         return Ok(());
     }
     if !bpf_dir.starts_with(STANDARD) {
-        return Err(AclError::NotBpffs { path: bpf_dir.to_owned() });
+        return Err(BpfError::NotBpffs { path: bpf_dir.to_owned() });
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("bpf"), STANDARD, Some("bpf"), flags, Some("mode=0700"))
-        .map_err(|errno| AclError::Mount { path: STANDARD.into(), source: errno.into() })?;
-    if on_bpffs(bpf_dir) { Ok(()) } else { Err(AclError::NotBpffs { path: bpf_dir.to_owned() }) }
+        .map_err(|errno| BpfError::Mount { path: STANDARD.into(), source: errno.into() })?;
+    if on_bpffs(bpf_dir) { Ok(()) } else { Err(BpfError::NotBpffs { path: bpf_dir.to_owned() }) }
 }
 
 /// Whether pins outlive this process whatever ends it.
@@ -53,7 +53,7 @@ const PROCESSES_OF_THE_MACHINE: &str = "pid:[4026531836]";
 /// Whether pins below a folder last. A BPF filesystem goes with its last mount, so it has to be one that is mounted
 /// where mounts last. In a container that cannot be told: its first process ends with it, while the network
 /// namespace, with the interface in it, may be the host's or a pod's. When in doubt they do not last.
-pub(super) fn pins(dir: &Path) -> Pins {
+pub(crate) fn pins(dir: &Path) -> Pins {
     match fs::read_link("/proc/self/ns/pid") {
         Ok(namespace) if namespace.as_os_str() == PROCESSES_OF_THE_MACHINE => {}
         Ok(_) => {
@@ -100,20 +100,20 @@ fn on_bpffs(path: &Path) -> bool {
 
 /// Name of an interface's folder. The BPF filesystem allows no dots in names; interface names may have them,
 /// but never a colon.
-pub(super) fn folder_name(interface: &str) -> String {
+pub(crate) fn folder_name(interface: &str) -> String {
     interface.replace('.', ":")
 }
 
 /// Creates the folder of an interface.
-pub(super) fn interface_dir(bpf_dir: &Path, interface: &str) -> Result<PathBuf, AclError> {
+pub(crate) fn interface_dir(bpf_dir: &Path, interface: &str) -> Result<PathBuf, BpfError> {
     let dir = bpf_dir.join(folder_name(interface));
     create(&dir)?;
     Ok(dir)
 }
 
 /// Creates a folder, and those above it.
-pub(super) fn create(dir: &Path) -> Result<(), AclError> {
-    fs::create_dir_all(dir).map_err(|source| AclError::Pin {
+pub(crate) fn create(dir: &Path) -> Result<(), BpfError> {
+    fs::create_dir_all(dir).map_err(|source| BpfError::Pin {
         action: "create the folder",
         path: dir.to_owned(),
         source,
@@ -121,22 +121,22 @@ pub(super) fn create(dir: &Path) -> Result<(), AclError> {
 }
 
 /// Folder of the maps, named by the layout that they have.
-pub(super) fn map_dir(dir: &Path) -> PathBuf {
-    dir.join(format!("maps-{}", image::MAGIC & 0xff))
+pub(crate) fn map_dir(dir: &Path, layout: u64) -> PathBuf {
+    dir.join(format!("maps-{layout}"))
 }
 
 /// Removes a pin; that there is none is no error.
-pub(super) fn unpin(path: &Path) -> Result<(), AclError> {
+pub(crate) fn unpin(path: &Path) -> Result<(), BpfError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(AclError::Pin { action: "remove the pin", path: path.to_owned(), source })
+            Err(BpfError::Pin { action: "remove the pin", path: path.to_owned(), source })
         }
         _ => Ok(()),
     }
 }
 
 /// Removes all maps of an interface, of whatever layout.
-pub(super) fn remove_maps(dir: &Path) -> Result<(), AclError> {
+pub(crate) fn remove_maps(dir: &Path) -> Result<(), BpfError> {
     for entry in read_dir(dir)? {
         if entry.file_name().to_string_lossy().starts_with("maps-") {
             remove_tree(&entry.path())?;
@@ -146,7 +146,7 @@ pub(super) fn remove_maps(dir: &Path) -> Result<(), AclError> {
 }
 
 /// Removes the folder of an interface, and the one above if it is empty then.
-pub(super) fn remove(dir: &Path) -> Result<(), AclError> {
+pub(crate) fn remove(dir: &Path) -> Result<(), BpfError> {
     if !dir.exists() {
         return Ok(());
     }
@@ -158,16 +158,16 @@ pub(super) fn remove(dir: &Path) -> Result<(), AclError> {
     Ok(())
 }
 
-fn read_dir(dir: &Path) -> Result<Vec<fs::DirEntry>, AclError> {
-    fs::read_dir(dir).and_then(Iterator::collect).map_err(|source| AclError::Pin {
+fn read_dir(dir: &Path) -> Result<Vec<fs::DirEntry>, BpfError> {
+    fs::read_dir(dir).and_then(Iterator::collect).map_err(|source| BpfError::Pin {
         action: "read the folder",
         path: dir.to_owned(),
         source,
     })
 }
 
-fn remove_tree(dir: &Path) -> Result<(), AclError> {
-    fs::remove_dir_all(dir).map_err(|source| AclError::Pin { action: "remove", path: dir.to_owned(), source })
+fn remove_tree(dir: &Path) -> Result<(), BpfError> {
+    fs::remove_dir_all(dir).map_err(|source| BpfError::Pin { action: "remove", path: dir.to_owned(), source })
 }
 
 #[cfg(test)]
