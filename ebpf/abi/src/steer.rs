@@ -68,22 +68,10 @@ pub mod kind {
     pub const ADMISSION: u32 = 2;
 }
 
-/// Next hop, as `struct bpf_redir_neigh` (linux/bpf.h) has it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NextHop {
-    /// `AF_INET` or `AF_INET6`.
-    pub family: u32,
-    /// The address as it lies in a packet; IPv4 in the first word.
-    pub addr: [u32; 4],
-}
-
 /// A slot of the path table. Addresses as they lie in a packet, IPv4 in the first word.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Path {
-    /// Where the frame goes.
-    pub next_hop: NextHop,
     /// One of [`kind`].
     pub kind: u32,
     /// Index of the interface.
@@ -271,8 +259,7 @@ impl Reason {
 pub type Counters = [Counter; Reason::COUNT as usize];
 
 const _: () = {
-    assert!(size_of::<NextHop>() == 20);
-    assert!(size_of::<Path>() == 76);
+    assert!(size_of::<Path>() == 56);
     assert!(size_of::<Count>() == 32);
     assert!(size_of::<Remote4>() == 8);
     assert!(size_of::<Remote6>() == 20);

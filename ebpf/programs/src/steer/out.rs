@@ -1,5 +1,7 @@
 //! From WireGuard to a peer: which path, and onto it.
 
+use core::ptr;
+
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_OK};
 use aya_ebpf::helpers::generated::{
     bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
@@ -202,10 +204,12 @@ fn fits(context: *mut __sk_buff, path: &Path, length: u32) -> Result<(), Reason>
     if length > path.mtu { Err(Reason::TooBig) } else { Ok(()) }
 }
 
-/// Hands the packet to the uplink.
+/// Hands the packet to the uplink. The kernel looks up the next hop there. A next hop of our own would spare that, but a
+/// packet that has to wait for its neighbour's address would then be sent by its former route, which leads back to our
+/// device, and be lost (`neigh_update` in net/core/neighbour.c).
 #[inline(always)]
 fn emit(context: *mut __sk_buff, path: &Path) -> Result<i32, Reason> {
-    // SAFETY: the context that the kernel passed; the next hop is in a map, and has the size that is said.
+    // SAFETY: the context that the kernel passed.
     unsafe {
         if path.layer3 != 0 {
             return Ok(bpf_redirect(path.uplink, 0) as i32);
@@ -213,7 +217,6 @@ fn emit(context: *mut __sk_buff, path: &Path) -> Result<i32, Reason> {
         if bpf_skb_change_head(context, ETHERNET, 0) != 0 {
             return Err(Reason::Failed);
         }
-        let next_hop = (&raw const path.next_hop).cast_mut().cast();
-        Ok(bpf_redirect_neigh(path.uplink, next_hop, size_of::<steer::NextHop>() as i32, 0) as i32)
+        Ok(bpf_redirect_neigh(path.uplink, ptr::null_mut(), 0, 0) as i32)
     }
 }

@@ -151,9 +151,17 @@ pub fn into4(
     old: &Datagram<[u32; 4]>,
     new: Ends<u32>,
 ) -> Result<(), Reason> {
-    let Some(before) = Skb::again(context, l3).head::<[u32; 10]>() else { return Err(Reason::Failed) };
+    let Some(head) = Skb::again(context, l3).head::<[u32; 10]>() else { return Err(Reason::Failed) };
+    // The kernel cuts off the first 20 bytes. Newer ones take them out of the sum over the packet and older ones do not:
+    // zeros are the same to both.
     // SAFETY: within the packet, which the verifier checks.
-    let before = Sum::ZERO.minus_all(unsafe { *before });
+    let before = unsafe {
+        let before = Sum::ZERO.minus_all(*head);
+        for word in 0..5 {
+            (*head)[word] = 0;
+        }
+        before
+    };
     // SAFETY: the context that the kernel passed.
     if unsafe { bpf_skb_change_proto(context, IPV4 as u16, 0) } != 0 {
         return Err(Reason::Failed);

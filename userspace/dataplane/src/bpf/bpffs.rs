@@ -145,15 +145,16 @@ pub(crate) fn remove_maps(dir: &Path) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Removes the folder of an interface, and the one above if it is empty then.
+/// Removes a folder, and those above it that are empty then.
 pub(crate) fn remove(dir: &Path) -> Result<(), BpfError> {
-    if !dir.exists() {
-        return Ok(());
+    if dir.exists() {
+        remove_tree(dir)?;
     }
-    remove_tree(dir)?;
-    if let Some(parent) = dir.parent().filter(|parent| *parent != Path::new(STANDARD)) {
-        // Other interfaces may have their folders there.
-        let _in_use = fs::remove_dir(parent);
+    for parent in dir.ancestors().skip(1).take_while(|parent| *parent != Path::new(STANDARD)) {
+        // Others may have their folders there.
+        if fs::remove_dir(parent).is_err() {
+            break;
+        }
     }
     Ok(())
 }

@@ -103,13 +103,15 @@ pub(crate) fn filter_program(
 pub(crate) fn has_filters(interface: &str, index: u32) -> Result<bool, BpfError> {
     for direction in [Direction::Ingress, Direction::Egress] {
         let message = TcMessage { ifindex: index, handle: 0, parent: parent(direction), info: 0 };
-        let found = request(RTM_GETTFILTER, NLM_F_DUMP, message, None).map_err(|source| BpfError::Qdisc {
-            action: "list the filters",
-            interface: interface.to_owned(),
-            source,
-        })?;
-        if found.filters > 0 {
-            return Ok(true);
+        match request(RTM_GETTFILTER, NLM_F_DUMP, message, None) {
+            Ok(found) if found.filters > 0 => return Ok(true),
+            Ok(_) => {}
+            // The interface is gone, and with it its filters.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
+            Err(source) => {
+                let interface = interface.to_owned();
+                return Err(BpfError::Qdisc { action: "list the filters", interface, source });
+            }
         }
     }
     Ok(false)
@@ -118,7 +120,9 @@ pub(crate) fn has_filters(interface: &str, index: u32) -> Result<bool, BpfError>
 fn absent_is_fine(result: io::Result<Answer>, action: &'static str, interface: &str) -> Result<(), BpfError> {
     match result {
         Ok(_) => Ok(()),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => {
+            Ok(())
+        }
         Err(source) => Err(BpfError::Qdisc { action, interface: interface.to_owned(), source }),
     }
 }

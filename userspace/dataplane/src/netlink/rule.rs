@@ -6,16 +6,13 @@ use ipnet::IpNet;
 use neli::{
     consts::{
         nl::NlmF,
-        rtnl::{Rta, Rtm, Rtn},
+        rtnl::{Rtm, Rtn},
     },
     rtnl::Rtmsg,
     types::Buffer,
 };
 
-use super::{
-    Error, Netlink, ROUTE_PROTOCOL,
-    connection::{find, ip, octets},
-};
+use super::{Error, Netlink, ROUTE_PROTOCOL, connection::octets};
 
 /// `FR_ACT_TO_TBL` of linux/fib_rules.h.
 const TO_TABLE: u8 = 1;
@@ -29,6 +26,17 @@ const RTA_OIF: u16 = 4;
 const RTA_MARK: u16 = 16;
 /// `RTM_F_FIB_MATCH`: the entry of the table, and none made up.
 const FIB_MATCH: u32 = 0x2000;
+
+/// What the kernel answers where there is no way.
+const NO_WAY: [i32; 7] = [
+    libc::ENETUNREACH,
+    libc::EHOSTUNREACH,
+    libc::ENODEV,
+    libc::EINVAL,
+    libc::EACCES,
+    libc::ENETDOWN,
+    libc::EADDRNOTAVAIL,
+];
 
 /// A message: eight bytes, flags, attributes.
 fn message(head: [u8; 8], flags: u32, attributes: &[(u16, &[u8])]) -> Buffer {
@@ -83,58 +91,20 @@ impl Netlink {
         }
     }
 
-    /// Who gets a packet from `local` to `remote` that leaves by interface `uplink`: a router, or `remote` itself.
-    /// `None`: there is no route that way. (Asked without the table's entry, the kernel would make one up: "on link".)
-    pub fn next_hop(
-        &self,
-        remote: IpAddr,
-        local: IpAddr,
-        uplink: u32,
-        mark: u32,
-    ) -> Result<Option<IpAddr>, Error> {
+    /// Whether a packet from `local` to `remote` can leave by interface `uplink`. (Asked without the table's entry, the
+    /// kernel would make up that `remote` is on the link.)
+    pub fn has_route(&self, remote: IpAddr, local: IpAddr, uplink: u32, mark: u32) -> Result<bool, Error> {
         let action = || format!("look up the route to {remote} by interface {uplink}");
-        let ask = |flags| {
-            let (to, from) = (octets(remote), octets(local));
-            let bits = u8::try_from(to.len() * 8).unwrap_or(0);
-            let (oif, mark) = (uplink.to_ne_bytes(), mark.to_ne_bytes());
-            let attributes: [(u16, &[u8]); 4] =
-                [(RTA_DST, &to), (RTA_SRC, &from), (RTA_OIF, &oif), (RTA_MARK, &mark)];
-            let request = message([family(remote), bits, bits, 0, 0, 0, 0, 0], flags, &attributes);
-            self.query::<_, Rtmsg>(Rtm::Getroute, NlmF::ACK, &request, action)
-        };
-        let unreachable = |error: &Error| {
-            matches!(
-                error.errno(),
-                Some(
-                    libc::ENETUNREACH
-                        | libc::EHOSTUNREACH
-                        | libc::ENODEV
-                        | libc::EINVAL
-                        | libc::EACCES
-                        | libc::ENETDOWN
-                        | libc::EADDRNOTAVAIL
-                )
-            )
-        };
-        match ask(FIB_MATCH) {
-            Ok(entries) if entries.iter().any(|entry| *entry.rtm_type() == Rtn::Unicast) => {}
-            Ok(_) => return Ok(None),
-            Err(error) if unreachable(&error) => return Ok(None),
-            Err(error) => return Err(error),
-        }
-        match ask(0) {
-            Ok(routes) => Ok(routes
-                .iter()
-                .find(|route| *route.rtm_type() == Rtn::Unicast)
-                .map(|route| gateway(route).unwrap_or(remote))),
-            Err(error) if unreachable(&error) => Ok(None),
+        let (to, from) = (octets(remote), octets(local));
+        let bits = u8::try_from(to.len() * 8).unwrap_or(0);
+        let (oif, mark) = (uplink.to_ne_bytes(), mark.to_ne_bytes());
+        let attributes: [(u16, &[u8]); 4] =
+            [(RTA_DST, &to), (RTA_SRC, &from), (RTA_OIF, &oif), (RTA_MARK, &mark)];
+        let request = message([family(remote), bits, bits, 0, 0, 0, 0, 0], FIB_MATCH, &attributes);
+        match self.query::<_, Rtmsg>(Rtm::Getroute, NlmF::ACK, &request, action) {
+            Ok(entries) => Ok(entries.iter().any(|entry| *entry.rtm_type() == Rtn::Unicast)),
+            Err(error) if error.errno().is_some_and(|errno| NO_WAY.contains(&errno)) => Ok(false),
             Err(error) => Err(error),
         }
     }
-}
-
-/// The router of a route, of either family (RFC 5549).
-fn gateway(route: &Rtmsg) -> Option<IpAddr> {
-    let list = route.rtattrs();
-    find(list, Rta::Gateway).and_then(ip).or_else(|| find(list, Rta::Via).and_then(|via| ip(via.get(2..)?)))
 }

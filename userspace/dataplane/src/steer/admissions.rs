@@ -104,7 +104,6 @@ impl Steer {
     fn retire(&mut self, former: &Admission) -> Result<(), SteerError> {
         let past = &mut self.received.entry(former.peer).or_default()[former.class as usize];
         *past = past.and(self.tables.seen(former.slot));
-        self.tables.empty(former.slot)?;
         self.slots.rest(Instant::now(), former.slot);
         Ok(())
     }

@@ -170,7 +170,8 @@ impl Steer {
         place.attach(out, attachment)?;
         let out_program = out.info()?.id();
         place.remove_other(attachment)?;
-        let stale = uplinks::left_behind(&dir, handle, &netlink.links()?)?;
+        let mut stale = uplinks::left_behind(&dir, handle, &netlink.links()?)?;
+        stale.remove(&device.index);
         tracing::debug!(device = %device.name, ?origin, ?attachment, peers = peers.len(), "steering is in place");
         Ok(Self {
             dir,

@@ -4,10 +4,10 @@
 //! [`QUIET`] before it is used again, because a packet may be on its way through it.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use ghostwire_ebpf_abi::steer::{self, NextHop, SLOTS, kind, peers};
+use ghostwire_ebpf_abi::steer::{self, SLOTS, kind, peers};
 
 use super::address::{Class, address, check_remote, words};
 use super::tables::{Seen, Tables};
@@ -126,7 +126,7 @@ impl Steer {
         self.peers.iter().filter(|(_, state)| state.primary.is_some()).map(|(peer, _)| *peer).collect()
     }
 
-    /// Finds the next hop of every path anew, where routes or uplinks may have changed. Returns the peers that lost one;
+    /// Looks whether there still is a way for every path, where routes or uplinks may have changed. Returns the peers that lost one;
     /// a peer whose first path is lost goes on with the other, if that is left.
     pub(super) fn refresh_paths(&mut self) -> Result<Vec<PeerId>, SteerError> {
         let netlink = Netlink::open()?;
@@ -188,7 +188,6 @@ impl Steer {
             if !state.holds(slot) {
                 let past = &mut state.past[path.class() as usize];
                 *past = past.and(self.tables.seen(slot));
-                self.tables.empty(slot)?;
                 self.slots.rest(Instant::now(), slot);
             }
         }
@@ -221,11 +220,11 @@ impl Steer {
         if self.uplinks.values().any(|link| link.addresses.contains(&remote.ip())) {
             return Err(SteerError::Loop { remote, reason: "this host" });
         }
-        let next_hop = netlink
-            .next_hop(remote.ip(), local.ip(), uplink, self.options.fwmark)?
-            .ok_or(SteerError::NoRoute { remote: remote.ip(), local: local.ip(), uplink })?;
+        // The kernel finds the next hop of each packet; where there is none, it would make one up.
+        if !netlink.has_route(remote.ip(), local.ip(), uplink, self.options.fwmark)? {
+            return Err(SteerError::NoRoute { remote: remote.ip(), local: local.ip(), uplink });
+        }
         Ok(steer::Path {
-            next_hop: NextHop { family: family_of(next_hop), addr: words(next_hop) },
             kind: if remote.is_ipv4() { kind::WIRE4 } else { kind::WIRE6 },
             uplink,
             mtu: link.mtu,
@@ -281,10 +280,6 @@ impl Path {
             remote: SocketAddr::new(address(entry.remote, is_ipv4), high),
         })
     }
-}
-
-fn family_of(address: IpAddr) -> u32 {
-    u32::try_from(if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }).unwrap_or(0)
 }
 
 /// The paths that an earlier process left, and the slots that they take.

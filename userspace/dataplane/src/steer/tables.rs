@@ -97,11 +97,6 @@ impl Tables {
         Ok(self.paths.set(slot.into(), Wire(*path), 0)?)
     }
 
-    /// Marks a slot as free. Its counters stay until it is filled again.
-    pub(super) fn empty(&mut self, slot: u16) -> Result<(), SteerError> {
-        Ok(self.paths.set(slot.into(), Wire(Path::default()), 0)?)
-    }
-
     fn count_word(&self, row: u32, slot: u16, word: u32) -> &AtomicU64 {
         self.traffic.word((row * SLOTS + u32::from(slot)) * COUNT_WORDS + word)
     }

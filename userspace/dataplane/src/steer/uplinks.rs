@@ -50,8 +50,8 @@ pub(super) struct Attached {
 const SIDES: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
 impl Steer {
-    /// Makes these the uplinks: attaches to new ones, detaches from what is not named, follows their addresses, and finds
-    /// the next hop of every path anew. To be called whenever links, addresses or routes have changed. An uplink that
+    /// Makes these the uplinks: attaches to new ones, detaches from what is not named, follows their addresses, and looks
+    /// whether there still is a way for every path. To be called whenever links, addresses or routes have changed. An uplink that
     /// fails does not keep the others from being used.
     pub fn set_uplinks(&mut self, wanted: &[Uplink]) -> Result<UplinkReport, SteerError> {
         let netlink = Netlink::open()?;

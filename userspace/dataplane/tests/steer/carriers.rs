@@ -8,7 +8,7 @@ use std::time::Duration;
 use ghostwire_dataplane::steer::{Carrier, Class, Family, Path, PeerId};
 
 use crate::lab::{NEIGHBOURS4, NEIGHBOURS6, Pair, engines};
-use crate::numbered::{complete, stream};
+use crate::numbered::{assert_complete, assert_in_order, stream};
 
 const DERP: Path = Path::Carrier { class: Class::Derp };
 
@@ -63,14 +63,14 @@ fn a_carrier_starts_a_session_and_hands_it_to_a_path_and_back() {
             let (wg_a, _wg_b) = (pair.a.wireguard(&[&pair.b]), pair.b.wireguard(&[&pair.a]));
             let courier = Courier::between((at_a.carrier(), pair.a.id()), (at_b.carrier(), pair.b.id()));
             pair.meet();
-            assert_eq!(stream(&pair.a, &pair.b, 300, |_| ()), complete(300));
+            assert_in_order(&stream(&pair.a, &pair.b, 300, |_| ()), 300);
             let traffic = at_a.traffic(pair.b.id());
             let derp = Class::Derp as usize;
             assert!(traffic.sent[derp].packets > 300 && traffic.received[derp].packets > 300, "{traffic:?}");
             assert_eq!(traffic.sent[Class::Direct as usize].packets, 0);
             // To a path and back, under load. The carrier is slower, so that order is not promised: nothing is lost.
             let total = 2400;
-            let mut arrived = stream(&pair.a, &pair.b, total, |progress| {
+            let arrived = stream(&pair.a, &pair.b, total, |progress| {
                 for switch in 1..8 {
                     if !progress.wait_for(switch * 300) {
                         return;
@@ -85,9 +85,7 @@ fn a_carrier_starts_a_session_and_hands_it_to_a_path_and_back() {
                     }
                 }
             });
-            arrived.there.sort_unstable();
-            arrived.back.sort_unstable();
-            assert_eq!(arrived, complete(total));
+            assert_complete(arrived, total);
             assert_eq!(wg_a.endpoints(), [Some(at_a.stable_endpoint(pair.b.id()))]);
             assert!(courier.end() > 600);
         }

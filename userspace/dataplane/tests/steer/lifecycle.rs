@@ -10,7 +10,7 @@ use ghostwire_dataplane::wireguard::Choice;
 
 use crate::lab::{NEIGHBOURS4, NEIGHBOURS6, Node, Pair, ROUTED4, counted, engines, name, remote};
 use crate::netns::Netns;
-use crate::numbered::{complete, stream};
+use crate::numbered::{assert_complete, stream};
 
 /// The name of the test below, which a copy of this program runs by itself as "the daemon".
 const DAEMON: &str = "lifecycle::daemon_for_the_tests_that_kill_it";
@@ -88,7 +88,7 @@ fn kill_and_adopt(choice: Choice, clsact: bool) {
     pair.meet();
     let total = 2000;
     let mut adopted = None;
-    let mut arrived = stream(&pair.a, &pair.b, total, |progress| {
+    let arrived = stream(&pair.a, &pair.b, total, |progress| {
         assert!(progress.wait_for(500));
         daemon.kill().unwrap();
         assert_eq!(daemon.wait().unwrap().signal(), Some(9));
@@ -100,9 +100,7 @@ fn kill_and_adopt(choice: Choice, clsact: bool) {
         assert!(progress.wait_for(1500), "with the next one");
     });
     // Both paths carry everything: the second copy is WireGuard's to drop, and may come first.
-    arrived.there.sort_unstable();
-    arrived.back.sort_unstable();
-    assert_eq!(arrived, complete(total));
+    assert_complete(arrived, total);
     let mut adopted = adopted.unwrap();
     let index = pair.a.netns.run(|| nix::net::if_::if_nametoindex("eth0").unwrap());
     let (first, second) = paths(index);

@@ -11,7 +11,7 @@ use crate::lab::Node;
 const WINDOW: u64 = 24;
 
 /// What arrived, in the order of arrival.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Arrived {
     pub(crate) there: Vec<u64>,
     pub(crate) back: Vec<u64>,
@@ -79,9 +79,25 @@ pub(crate) fn stream(a: &Node, b: &Node, total: u64, meanwhile: impl FnOnce(&Pro
     })
 }
 
-/// All of a stream, in order.
-pub(crate) fn complete(total: u64) -> Arrived {
-    Arrived { there: (0..total).collect(), back: (0..total).collect() }
+/// Fails unless all of a stream has arrived, once and in order.
+#[track_caller]
+pub(crate) fn assert_in_order(arrived: &Arrived, total: u64) {
+    for (way, numbers) in [("there", &arrived.there), ("back", &arrived.back)] {
+        let steps: Vec<_> = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).take(8).collect();
+        assert!(
+            numbers.len() as u64 == total && numbers.first() == Some(&0) && steps.is_empty(),
+            "{way}: {} of {total}, steps {steps:?}",
+            numbers.len()
+        );
+    }
+}
+
+/// Fails unless all of a stream has arrived, once, in whatever order.
+#[track_caller]
+pub(crate) fn assert_complete(mut arrived: Arrived, total: u64) {
+    arrived.there.sort_unstable();
+    arrived.back.sort_unstable();
+    assert_in_order(&arrived, total);
 }
 
 /// A number, and sizes up to a full packet.

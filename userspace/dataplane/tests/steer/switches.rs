@@ -5,7 +5,7 @@ use ghostwire_dataplane::steer::{Family, Reason};
 use ghostwire_dataplane::wireguard::Choice;
 
 use crate::lab::{NEIGHBOURS4, NEIGHBOURS6, Pair, ROUTED4, ROUTED6, counted, engines};
-use crate::numbered::{complete, stream};
+use crate::numbered::{assert_complete, assert_in_order, stream};
 
 const SWITCHES: u64 = 48;
 const BETWEEN: u64 = 100;
@@ -32,7 +32,7 @@ fn switch_under_load(pair: &Pair, networks: &[[&str; 2]]) {
             assert_eq!(wg_a.endpoints(), [Some(at_a.stable_endpoint(pair.b.id()))]);
         }
     });
-    assert_eq!(arrived, complete(total));
+    assert_in_order(&arrived, total);
     assert_eq!(wg_a.endpoints(), [Some(at_a.stable_endpoint(pair.b.id()))]);
     assert_eq!(wg_b.endpoints(), [Some(at_b.stable_endpoint(pair.a.id()))]);
     let traffic = at_a.traffic(pair.b.id());
@@ -86,15 +86,13 @@ fn a_copy_goes_by_the_second_path_while_the_first_is_in_doubt() {
         pair.a.set_path(&mut at_a, pair.b.id(), &first, Some(&second));
         assert_eq!(at_a.path(pair.b.id()), (Some(first), Some(second)));
         let before = at_b.traffic(pair.a.id()).received_total().packets;
-        let mut arrived = stream(&pair.a, &pair.b, 500, |_| ());
-        arrived.there.sort_unstable();
-        arrived.back.sort_unstable();
-        assert_eq!(arrived, complete(500));
+        let arrived = stream(&pair.a, &pair.b, 500, |_| ());
+        assert_complete(arrived, 500);
         assert!(at_b.traffic(pair.a.id()).received_total().packets >= before + 1000);
         // The first leads nowhere: nothing is lost.
         let nowhere = pair.a.wire(NEIGHBOURS4[0], "192.0.2.99:9");
         pair.a.set_path(&mut at_a, pair.b.id(), &nowhere, Some(&second));
-        assert_eq!(stream(&pair.a, &pair.b, 500, |_| ()), complete(500));
+        assert_in_order(&stream(&pair.a, &pair.b, 500, |_| ()), 500);
         // And without the second everything is.
         pair.a.set_path(&mut at_a, pair.b.id(), &nowhere, None);
         pair.a.cannot_ping(&pair.b);

@@ -159,7 +159,7 @@ fn what_comes_in_is_from_the_stable_endpoint_with_right_checksums() {
                     Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                         println!("NOT COVERED HERE: packets that the device has summed (Linux 6.16)");
                     }
-                    Err(error) => panic!("the kernel's sum over the packet is wrong now: {error}"),
+                    Err(error) => panic!("{family:?} {remote} {length}: the sum is wrong now: {error}"),
                 }
             }
         }
