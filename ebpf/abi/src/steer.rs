@@ -41,11 +41,13 @@ pub mod peers {
     }
 
     /// Slot of the path that packets take, 0: there is none.
+    #[expect(clippy::cast_possible_truncation, reason = "a field is cut out of a wider word")]
     pub const fn primary(word: u64) -> u16 {
         word as u16
     }
 
     /// Slot of the path that a copy takes, 0: there is none.
+    #[expect(clippy::cast_possible_truncation, reason = "a field is cut out of a wider word")]
     pub const fn also(word: u64) -> u16 {
         (word >> 16) as u16
     }

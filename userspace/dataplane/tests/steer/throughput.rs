@@ -11,9 +11,10 @@ use crate::lab::{NEIGHBOURS4, NEIGHBOURS6, Node, Pair, WireGuard, engines, remot
 
 /// Seconds of each run; `GHOSTWIRE_STEER_SECONDS` chooses another number.
 const SECONDS: u64 = 1;
-const TURNS: usize = 3;
+const TURNS: u32 = 3;
 
 /// Bytes per second of one TCP connection.
+#[expect(clippy::cast_precision_loss, reason = "a figure to print")]
 fn throughput(from: &Node, to: &Node, length: Duration) -> f64 {
     let target = (to.overlay(), 7000);
     let listener = to.netns.run(|| TcpListener::bind((target.0.as_str(), target.1)).unwrap());
@@ -96,7 +97,7 @@ fn steered_and_plain_throughput_side_by_side() {
                     steered / plain
                 );
             }
-            let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+            let mean = ratios.iter().sum::<f64>() / f64::from(TURNS);
             println!("{choice:?}, TCP over {name}: steered / plain = {mean:.2}");
         }
     }

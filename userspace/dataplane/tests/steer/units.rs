@@ -125,7 +125,7 @@ fn test_run(program: i32, frame: &[u8], flags: u32) -> io::Result<(u32, Vec<u8>)
 
 fn data(length: usize) -> Vec<u8> {
     let mut payload = vec![4, 0, 0, 0];
-    payload.extend((4..length).map(|byte| (byte * 31) as u8));
+    payload.extend((0..=u8::MAX).cycle().step_by(31).take(length.saturating_sub(4)));
     payload
 }
 
