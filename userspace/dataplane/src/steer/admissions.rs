@@ -58,7 +58,7 @@ impl Steer {
         }
         let former = self.admissions.insert(remote, Admission { peer, class, slot, ends: None });
         let Some(former) = former else { return Ok(None) };
-        self.retire(&former)?;
+        self.retire(&former);
         Ok((former.peer != peer).then_some(former.peer))
     }
 
@@ -94,18 +94,17 @@ impl Steer {
     /// Lets nothing more in from a remote.
     pub(super) fn shut_out(&mut self, remote: SocketAddr) -> Result<(), SteerError> {
         self.tables.dismiss(remote)?;
-        match self.admissions.remove(&remote) {
-            Some(former) => self.retire(&former),
-            None => Ok(()),
+        if let Some(former) = self.admissions.remove(&remote) {
+            self.retire(&former);
         }
+        Ok(())
     }
 
     /// Keeps the counters of an admission that is over, and lets its slot rest.
-    fn retire(&mut self, former: &Admission) -> Result<(), SteerError> {
+    fn retire(&mut self, former: &Admission) {
         let past = &mut self.received.entry(former.peer).or_default()[former.class as usize];
         *past = past.and(self.tables.seen(former.slot));
         self.slots.rest(Instant::now(), former.slot);
-        Ok(())
     }
 
     /// Counters of what came in from a peer's remotes.

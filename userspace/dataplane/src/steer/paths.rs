@@ -112,7 +112,8 @@ impl Steer {
                 return Err(error);
             }
         };
-        self.name(peer, primary, also)
+        self.name(peer, primary, also);
+        Ok(())
     }
 
     /// The paths in force of a peer: the first, and that of the copies.
@@ -142,7 +143,7 @@ impl Steer {
                     Err(error) => return Err(error),
                 }
             }
-            self.name(peer, survivors.first().copied(), survivors.get(1).copied())?;
+            self.name(peer, survivors.first().copied(), survivors.get(1).copied());
         }
         lost.dedup();
         Ok(lost)
@@ -173,12 +174,7 @@ impl Steer {
     }
 
     /// Puts paths in force, and lets those rest that no longer are.
-    fn name(
-        &mut self,
-        peer: PeerId,
-        primary: Option<(Path, u16)>,
-        also: Option<(Path, u16)>,
-    ) -> Result<(), SteerError> {
+    fn name(&mut self, peer: PeerId, primary: Option<(Path, u16)>, also: Option<(Path, u16)>) {
         let slot = |placed: Option<(Path, u16)>| placed.map_or(0, |(_, slot)| slot);
         self.tables.set_word(peer, peers::word(slot(primary), slot(also)));
         let state = self.peers.entry(peer).or_default();
@@ -191,7 +187,6 @@ impl Steer {
                 self.slots.rest(Instant::now(), slot);
             }
         }
-        Ok(())
     }
 
     /// A path as the programs have it.

@@ -61,8 +61,8 @@ fn checks_arrive_under_load(
     at_a: &ghostwire_dataplane::steer::Steer,
     at_b: &ghostwire_dataplane::steer::Steer,
 ) {
-    let Path::Wire { uplink, local, remote, .. } = pair.from_a(NEIGHBOURS6) else { panic!("no wire") };
-    let Path::Wire { uplink: back, local: there, remote: here, .. } = pair.from_b(NEIGHBOURS6) else {
+    let Path::Wire { uplink, local, remote, .. } = pair.path_from_a(NEIGHBOURS6) else { panic!("no wire") };
+    let Path::Wire { uplink: back, local: there, remote: here, .. } = pair.path_from_b(NEIGHBOURS6) else {
         panic!("no wire")
     };
     let stun = |number: u32| {

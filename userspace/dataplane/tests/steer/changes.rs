@@ -13,7 +13,7 @@ fn an_uplink_that_is_deleted_and_made_again_is_used_again() {
         pair.use_network(&mut at_a, &mut at_b, NEIGHBOURS4);
         let (_wg_a, _wg_b) = (pair.a.wireguard(&[&pair.b]), pair.b.wireguard(&[&pair.a]));
         pair.meet();
-        let former = pair.from_a(NEIGHBOURS4);
+        let former = pair.path_from_a(NEIGHBOURS4);
         pair.a.netns.ip("link delete eth0");
         for (node, steer, peer) in [(&pair.a, &mut at_a, pair.b.id()), (&pair.b, &mut at_b, pair.a.id())] {
             let report = node.set_uplinks(steer);
@@ -75,7 +75,7 @@ fn a_route_that_goes_takes_the_path_along_and_the_next_hop_is_followed() {
     assert_eq!(pair.a.set_uplinks(&mut at_a).lost, [pair.b.id()]);
     pair.a.cannot_ping(&pair.b);
     assert!(counted(&at_a, Reason::NoPath) > 0);
-    let path = pair.from_a(ROUTED4);
+    let path = pair.path_from_a(ROUTED4);
     let refused = pair.a.netns.run(|| at_a.set_path(pair.b.id(), Some(&path), None)).unwrap_err();
     assert!(matches!(refused, SteerError::NoRoute { .. }), "not taken for a neighbour: {refused}");
 }
@@ -87,9 +87,9 @@ fn the_first_path_is_lost_and_the_second_goes_on() {
     pair.use_network(&mut at_a, &mut at_b, NEIGHBOURS4);
     let (_wg_a, _wg_b) = (pair.a.wireguard(&[&pair.b]), pair.b.wireguard(&[&pair.a]));
     pair.meet();
-    let (first, second) = (pair.from_a(NEIGHBOURS4), pair.from_a(ROUTED4));
+    let (first, second) = (pair.path_from_a(NEIGHBOURS4), pair.path_from_a(ROUTED4));
     pair.a.set_path(&mut at_a, pair.b.id(), &first, Some(&second));
-    pair.b.set_path(&mut at_b, pair.a.id(), &pair.from_b(ROUTED4), None);
+    pair.b.set_path(&mut at_b, pair.a.id(), &pair.path_from_b(ROUTED4), None);
     pair.a.netns.ip("address delete 192.0.2.1/24 dev eth0");
     assert_eq!(pair.a.set_uplinks(&mut at_a).lost, [pair.b.id()]);
     assert_eq!(at_a.path(pair.b.id()), (Some(second), None));

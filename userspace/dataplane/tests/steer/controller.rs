@@ -25,7 +25,7 @@ fn stun_and_dressed_checks_go_from_port_to_port_by_every_network() {
     let (at_a, at_b) = pair.steer();
     let mut buffer = [0; 2048];
     for network in [NEIGHBOURS4, NEIGHBOURS6, ROUTED4, ROUTED6] {
-        let (from_a, from_b) = (pair.from_a(network), pair.from_b(network));
+        let (from_a, from_b) = (pair.path_from_a(network), pair.path_from_b(network));
         let (Path::Wire { local: at, .. }, Path::Wire { local: there, uplink, .. }) = (from_a, from_b) else {
             panic!("no wires")
         };
@@ -52,7 +52,7 @@ fn stun_and_dressed_checks_go_from_port_to_port_by_every_network() {
 fn what_the_controller_waits_for_wakes_it() {
     let pair = Pair::new(Choice::Userspace);
     let (at_a, at_b) = pair.steer();
-    let (from_a, from_b) = (pair.from_a(NEIGHBOURS6), pair.from_b(NEIGHBOURS6));
+    let (from_a, from_b) = (pair.path_from_a(NEIGHBOURS6), pair.path_from_b(NEIGHBOURS6));
     send(&pair.b, &at_b, &from_b, &stun(1));
     let controller = at_b.controller();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -153,7 +153,7 @@ fn a_further_port_keeps_its_stun_and_brings_wireguard_in() {
     let (mut at_a, mut at_b) = pair.steer();
     let extra = 44_444;
     let socket = pair.b.netns.run(|| std::net::UdpSocket::bind((NEIGHBOURS4[1], extra)).unwrap());
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     at_b.open_port(extra).unwrap();
     // STUN stays with the socket.
     let to_extra = pair.a.wire(NEIGHBOURS4[0], &format!("{}:{extra}", NEIGHBOURS4[1]));
@@ -164,7 +164,9 @@ fn a_further_port_keeps_its_stun_and_brings_wireguard_in() {
     // WireGuard arrives there and leaves from there.
     at_a.admit(format!("{}:{extra}", NEIGHBOURS4[1]).parse().unwrap(), pair.b.id(), Class::Direct).unwrap();
     pair.a.set_path(&mut at_a, pair.b.id(), &to_extra, None);
-    let Path::Wire { class, uplink, mut local, remote } = pair.from_b(NEIGHBOURS4) else { panic!("no wire") };
+    let Path::Wire { class, uplink, mut local, remote } = pair.path_from_b(NEIGHBOURS4) else {
+        panic!("no wire")
+    };
     local.set_port(extra);
     pair.b.set_path(&mut at_b, pair.a.id(), &Path::Wire { class, uplink, local, remote }, None);
     let (_wg_a, _wg_b) = (pair.a.wireguard(&[&pair.b]), pair.b.wireguard(&[&pair.a]));

@@ -294,12 +294,12 @@ impl Pair {
     }
 
     /// The way of node 1's packets on a network.
-    pub(crate) fn from_a(&self, network: [&str; 2]) -> Path {
+    pub(crate) fn path_from_a(&self, network: [&str; 2]) -> Path {
         self.a.wire(network[0], &remote(network[1], self.b.port()))
     }
 
     /// The way of node 2's packets on a network.
-    pub(crate) fn from_b(&self, network: [&str; 2]) -> Path {
+    pub(crate) fn path_from_b(&self, network: [&str; 2]) -> Path {
         self.b.wire(network[1], &remote(network[0], self.a.port()))
     }
 
@@ -319,8 +319,8 @@ impl Pair {
 
     /// Both ends by one network.
     pub(crate) fn use_network(&self, at_a: &mut Steer, at_b: &mut Steer, network: [&str; 2]) {
-        self.a.set_path(at_a, self.b.id(), &self.from_a(network), None);
-        self.b.set_path(at_b, self.a.id(), &self.from_b(network), None);
+        self.a.set_path(at_a, self.b.id(), &self.path_from_a(network), None);
+        self.b.set_path(at_b, self.a.id(), &self.path_from_b(network), None);
     }
 
     /// A session, which with closed firewalls takes both sides to send.

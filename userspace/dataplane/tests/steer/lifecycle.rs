@@ -73,7 +73,7 @@ fn kill_and_adopt(choice: Choice, clsact: bool) {
     for network in [NEIGHBOURS4, NEIGHBOURS6] {
         at_b.admit(remote(network[0], pair.a.port()).parse().unwrap(), pair.a.id(), Class::Direct).unwrap();
     }
-    pair.b.set_path(&mut at_b, pair.a.id(), &pair.from_b(NEIGHBOURS4), None);
+    pair.b.set_path(&mut at_b, pair.a.id(), &pair.path_from_b(NEIGHBOURS4), None);
 
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", DAEMON, "--nocapture"]).env(DAEMON_DIR, pair.a.bpf_dir()).stdout(Stdio::piped());

@@ -28,7 +28,7 @@ fn an_authentic_packet_from_elsewhere_does_not_move_the_endpoint() {
         assert!(at_a.admissions().iter().all(|(remote, ..)| *remote != stranger));
         let later = std::time::Instant::now() + std::time::Duration::from_mins(1);
         assert!(at_a.housekeep(later).is_none_or(|next| next > later));
-        pair.b.set_path(&mut at_b, pair.a.id(), &pair.from_b(ROUTED4), None);
+        pair.b.set_path(&mut at_b, pair.a.id(), &pair.path_from_b(ROUTED4), None);
         pair.b.cannot_ping(&pair.a);
         assert_eq!(wg_a.endpoints(), [Some(at_a.stable_endpoint(pair.b.id()))]);
         assert!(counted(&at_a, Reason::UnknownReported) > 0);

@@ -25,9 +25,9 @@ fn switch_under_load(pair: &Pair, networks: &[[&str; 2]]) {
             let index = usize::try_from(switch).unwrap();
             let network = networks[index % networks.len()];
             // One end, then the other: in between they use different ways.
-            pair.a.set_path(&mut at_a, pair.b.id(), &pair.from_a(network), None);
+            pair.a.set_path(&mut at_a, pair.b.id(), &pair.path_from_a(network), None);
             if index % 3 != 0 {
-                pair.b.set_path(&mut at_b, pair.a.id(), &pair.from_b(network), None);
+                pair.b.set_path(&mut at_b, pair.a.id(), &pair.path_from_b(network), None);
             }
             assert_eq!(wg_a.endpoints(), [Some(at_a.stable_endpoint(pair.b.id()))]);
         }
@@ -82,7 +82,7 @@ fn a_copy_goes_by_the_second_path_while_the_first_is_in_doubt() {
         let (_wg_a, _wg_b) = (pair.a.wireguard(&[&pair.b]), pair.b.wireguard(&[&pair.a]));
         pair.meet();
         // Both paths work: every datagram arrives twice, and WireGuard drops the second.
-        let (first, second) = (pair.from_a(NEIGHBOURS4), pair.from_a(ROUTED6));
+        let (first, second) = (pair.path_from_a(NEIGHBOURS4), pair.path_from_a(ROUTED6));
         pair.a.set_path(&mut at_a, pair.b.id(), &first, Some(&second));
         assert_eq!(at_a.path(pair.b.id()), (Some(first), Some(second)));
         let before = at_b.traffic(pair.a.id()).received_total().packets;

@@ -22,7 +22,7 @@ fn throughput(from: &Node, to: &Node, length: Duration) -> f64 {
     let mut receiver = listener.accept().unwrap().0;
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            let (started, block) = (Instant::now(), [0x5a; 65_536]);
+            let (started, block) = (Instant::now(), vec![0x5a; 65_536]);
             while started.elapsed() < length {
                 match sender.write_all(&block) {
                     Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
@@ -44,19 +44,19 @@ fn throughput(from: &Node, to: &Node, length: Duration) -> f64 {
 /// Stable endpoints by a network, or the real ones without any of our programs on the uplinks.
 fn choose(
     pair: &Pair,
-    at: (&mut Steer, &mut Steer),
+    (at_a, at_b): (&mut Steer, &mut Steer),
     wg: (&WireGuard<'_>, &WireGuard<'_>),
     steered: Option<[&str; 2]>,
 ) {
     if let Some(network) = steered {
-        pair.a.set_uplinks(at.0);
-        pair.b.set_uplinks(at.1);
-        pair.use_network(at.0, at.1, network);
-        wg.0.set_endpoint(&pair.b, at.0.stable_endpoint(pair.b.id()));
-        wg.1.set_endpoint(&pair.a, at.1.stable_endpoint(pair.a.id()));
+        pair.a.set_uplinks(at_a);
+        pair.b.set_uplinks(at_b);
+        pair.use_network(at_a, at_b, network);
+        wg.0.set_endpoint(&pair.b, at_a.stable_endpoint(pair.b.id()));
+        wg.1.set_endpoint(&pair.a, at_b.stable_endpoint(pair.a.id()));
     } else {
-        pair.a.netns.run(|| at.0.set_uplinks(&[])).unwrap();
-        pair.b.netns.run(|| at.1.set_uplinks(&[])).unwrap();
+        pair.a.netns.run(|| at_a.set_uplinks(&[])).unwrap();
+        pair.b.netns.run(|| at_b.set_uplinks(&[])).unwrap();
         let address = |node: &Node, index: usize| -> SocketAddr {
             remote(NEIGHBOURS4[index], node.port()).parse().unwrap()
         };

@@ -255,7 +255,7 @@ fn the_controller_gets_what_is_its_and_the_port_is_put_back() {
 }
 
 /// An IPv6 packet with a header in between.
-fn with_extension(packet: &[u8], kind: u8, header: &[u8; 8]) -> Vec<u8> {
+fn with_extension(packet: &[u8], kind: u8, header: [u8; 8]) -> Vec<u8> {
     let mut longer = packet[..40].to_vec();
     let length = u16::from_be_bytes([packet[4], packet[5]]) + 8;
     longer[4..6].copy_from_slice(&length.to_be_bytes());
@@ -271,7 +271,7 @@ fn options_extension_headers_and_fragments_are_no_way_in() {
     let packet = udp(at(STRANGER6), at(LOCAL6), &data(64));
     let mut chain = packet.clone();
     for _ in 0..12 {
-        chain = with_extension(&chain, 60, &[chain[6], 0, 1, 4, 0, 0, 0, 0]);
+        chain = with_extension(&chain, 60, [chain[6], 0, 1, 4, 0, 0, 0, 0]);
     }
     for (kind, header, expected) in [
         (0, [17, 0, 1, 4, 0, 0, 0, 0], Some(Reason::Options)),
@@ -282,11 +282,11 @@ fn options_extension_headers_and_fragments_are_no_way_in() {
         (44, [17, 0, 0x10, 1, 0, 0, 0, 9], None),
     ] {
         let verdict = if expected.is_some() { DROP } else { PASS };
-        let extended = with_extension(&packet, kind, &header);
+        let extended = with_extension(&packet, kind, header);
         assert_eq!(bench.judge("steer_in", &extended), (verdict, expected), "{kind} {header:?}");
         // To another port it is none of our business.
         let elsewhere =
-            with_extension(&udp(at(STRANGER6), at("[2001:db8:1::1]:53"), &data(64)), kind, &header);
+            with_extension(&udp(at(STRANGER6), at("[2001:db8:1::1]:53"), &data(64)), kind, header);
         assert_eq!(bench.judge("steer_in", &elsewhere), (PASS, None));
     }
     let (verdict, counted) = bench.judge("steer_in", &chain);
@@ -313,7 +313,7 @@ fn truncated_and_damaged_packets_are_never_steered_and_nothing_breaks() {
     let samples = [
         udp(at(REMOTE4), at(LOCAL4), &data(40)),
         udp(at(REMOTE6), at(LOCAL6), &data(40)),
-        with_extension(&udp(at(REMOTE6), at(LOCAL6), &data(40)), 60, &[17, 0, 1, 4, 0, 0, 0, 0]),
+        with_extension(&udp(at(REMOTE6), at(LOCAL6), &data(40)), 60, [17, 0, 1, 4, 0, 0, 0, 0]),
         out,
     ];
     for program in ghostwire_dataplane::steer::PROGRAMS {
