@@ -3,13 +3,17 @@
 use std::error::Error;
 
 /// Messages that carry a secret; `src/redact.rs` prints them without it.
-const SECRETIVE: [&str; 3] =
-    [".ghostwire.v1.EnrollRequest", ".ghostwire.v1.CreateAuthKeyResponse", ".ghostwire.local.v1.UpRequest"];
+const SECRETIVE: [&str; 4] = [
+    ".ghostwire.v1.EnrollRequest",
+    ".ghostwire.v1.CreateAuthKeyResponse",
+    ".ghostwire.v1.RelayHello",
+    ".ghostwire.local.v1.UpRequest",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors =
-        protox::compile(["network.proto", "node.proto", "admin.proto", "local.proto"], ["proto"])?;
+        protox::compile(["network.proto", "node.proto", "relay.proto", "admin.proto", "local.proto"], ["proto"])?;
     tonic_prost_build::configure().skip_debug(SECRETIVE).compile_fds(descriptors)?;
     Ok(())
 }

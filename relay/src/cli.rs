@@ -12,8 +12,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ed25519_dalek::VerifyingKey;
 use ghostwire_relay::limits::Rate;
 use ghostwire_relay::sessions::config::{Config, Limits, LocalAddress};
+use ghostwire_relay::udp::Kernel;
+use ghostwire_relay::xdp::{self, Mode};
 use ghostwire_relay_protocol::token::KeyNumber;
 use ipnet::IpNet;
+use nix::ifaddrs::InterfaceAddress;
 
 /// GhostWire's relay: carries WireGuard datagrams and DERP packets that it cannot read.
 #[derive(Debug, Parser)]
@@ -29,7 +32,18 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Show the relay's name and public keys, which the coordinator has to know, as JSON.
     Identity(IdentityArgs),
+    /// Remove the XDP program that a relay has left behind. Not while one is running.
+    Detach(DetachArgs),
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct DetachArgs {
+    /// Folder of its pins in the BPF filesystem.
+    #[arg(long, value_name = "DIR", env = "GHOSTWIRE_RELAY_BPF_DIR", default_value = BPF_DIR)]
+    pub(crate) bpf_dir: PathBuf,
+}
+
+const BPF_DIR: &str = "/sys/fs/bpf/ghostwire/relay";
 
 #[derive(Debug, Args)]
 pub(crate) struct IdentityArgs {
@@ -81,6 +95,15 @@ pub(crate) struct RunArgs {
     )]
     pub(crate) coordinator_keys: Vec<CoordinatorKey>,
 
+    /// Key by which the coordinator admits this relay (`gwctl key create --relay`); it also says where the coordinator
+    /// is. In a file, since other users see command lines.
+    #[arg(long, value_name = "FILE", env = "GHOSTWIRE_RELAY_JOIN_KEY_FILE")]
+    pub(crate) join_key_file: Option<PathBuf>,
+
+    /// What the relay's region is called.
+    #[arg(long, value_name = "NAME", env = "GHOSTWIRE_RELAY_REGION", default_value = "")]
+    pub(crate) region: String,
+
     /// Relay also to these addresses although they are private, or this machine's own.
     #[arg(long = "allow-leg", value_name = "CIDR", env = "GHOSTWIRE_RELAY_ALLOW_LEG", value_delimiter = ',')]
     pub(crate) allowed_legs: Vec<IpNet>,
@@ -92,6 +115,24 @@ pub(crate) struct RunArgs {
     /// What a pair may send, in Mbit/s, if its token does not say.
     #[arg(long, value_name = "MBIT", env = "GHOSTWIRE_RELAY_SESSION_RATE", default_value_t = 1000)]
     pub(crate) session_rate: u32,
+
+    /// Relay in the kernel: by the driver where it can, else by the kernel's generic code (auto); only by the driver
+    /// (native); only by generic code; or in userspace (off).
+    #[arg(long, value_name = "MODE", env = "GHOSTWIRE_RELAY_XDP", default_value = "auto")]
+    pub(crate) xdp: XdpArg,
+
+    /// Interfaces for the XDP program. [default: those with the relay's addresses]
+    #[arg(
+        long = "xdp-interface",
+        value_name = "NAME",
+        env = "GHOSTWIRE_RELAY_XDP_INTERFACE",
+        value_delimiter = ','
+    )]
+    pub(crate) xdp_interfaces: Vec<String>,
+
+    /// Folder of the XDP program's pins in the BPF filesystem.
+    #[arg(long, value_name = "DIR", env = "GHOSTWIRE_RELAY_BPF_DIR", default_value = BPF_DIR)]
+    pub(crate) bpf_dir: PathBuf,
 
     /// Where DERP and health checks are served over TLS, or `off`.
     #[arg(long, value_name = "ADDR", env = "GHOSTWIRE_RELAY_TLS_LISTEN", default_value = "[::]:443")]
@@ -108,6 +149,10 @@ pub(crate) struct RunArgs {
     /// Private key (PEM) for --tls-cert.
     #[arg(long, value_name = "FILE", env = "GHOSTWIRE_RELAY_TLS_KEY", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
+
+    /// Where metrics are served over HTTP, for Prometheus, or `off`.
+    #[arg(long, value_name = "ADDR", env = "GHOSTWIRE_RELAY_METRICS_LISTEN", default_value = "127.0.0.1:9478")]
+    pub(crate) metrics_listen: Listen,
 
     /// Who may use DERP: a file with one public key per line. Without it, nobody may.
     #[arg(long, value_name = "FILE", env = "GHOSTWIRE_RELAY_DERP_CLIENTS")]
@@ -130,6 +175,15 @@ pub(crate) struct RunArgs {
 pub(crate) enum LogFormat {
     Text,
     Json,
+}
+
+/// Whether and how the XDP program is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum XdpArg {
+    Auto,
+    Native,
+    Generic,
+    Off,
 }
 
 /// `IP` or `IP=PUBLIC`.
@@ -225,19 +279,42 @@ impl RunArgs {
         Ok(config)
     }
 
+    /// The XDP program, if there is to be one.
+    pub(crate) fn kernel(&self, config: &Config, journal: PathBuf) -> anyhow::Result<Option<Kernel>> {
+        let mode = match self.xdp {
+            XdpArg::Off => return Ok(None),
+            XdpArg::Auto => Mode::Auto,
+            XdpArg::Native => Mode::Native,
+            XdpArg::Generic => Mode::Generic,
+        };
+        let mut interfaces = self.xdp_interfaces.clone();
+        if interfaces.is_empty() {
+            interfaces = match xdp::interfaces_of(config) {
+                Err(error) if mode == Mode::Auto => {
+                    tracing::warn!(error = %error, "relaying in userspace, which is slower");
+                    return Ok(None);
+                }
+                found => found?,
+            };
+        }
+        Ok(Some(Kernel { dir: self.bpf_dir.clone(), interfaces, mode, journal }))
+    }
+
     pub(crate) fn coordinators(&self) -> Vec<(KeyNumber, VerifyingKey)> {
         self.coordinator_keys.iter().map(|key| (key.0, key.1)).collect()
     }
 }
 
+fn ip_of(interface: &InterfaceAddress) -> Option<IpAddr> {
+    let address = interface.address?;
+    let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+}
+
 /// The machine's addresses that the internet reaches, as far as an address can tell.
 fn public_addresses() -> anyhow::Result<Vec<LocalAddress>> {
     let addresses = nix::ifaddrs::getifaddrs().context("cannot list this machine's addresses")?;
-    let ips = addresses.filter_map(|interface| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-    });
+    let ips = addresses.filter_map(|interface| ip_of(&interface));
     let mut public: Vec<IpAddr> = ips.filter(|ip| ghostwire_relay::sessions::legs::is_global(*ip)).collect();
     public.sort_unstable();
     public.dedup();

@@ -16,15 +16,21 @@
 //! TCP ──► TLS ──► derp::http ──► handshake, admission ──► derp::registry ──► derp::queue
 //! ```
 //!
+//! [`coordinator`] registers a relay that runs by itself; [`metrics`] shows what has been counted.
+//!
 //! [`sessions`] has no clock, no sockets and no randomness of its own: time comes with each call. Whoever embeds the
 //! relay (the coordinator does by default) drives [`server::Server`] and implements [`udp::Observer`] and
 //! [`derp::Admission`].
 
+pub mod coordinator;
 pub mod derp;
+pub mod keys;
 pub mod limits;
+pub mod metrics;
 pub mod server;
 pub mod sessions;
 pub mod state_dir;
 pub mod table;
 pub mod tls;
 pub mod udp;
+pub mod xdp;

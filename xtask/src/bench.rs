@@ -31,7 +31,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !known.contains(name) {
         bail!("there is no benchmark {name:?}\n  what to do: choose one of {}", known.join(", "));
     }
-    setup::ensure(&[Part::Build, Part::Network])?;
+    setup::ensure(&[Part::Build, Part::Network, Part::Rivals])?;
     let [program] = cargo::build_binaries([("ghostwire-bench", name.as_str())], true)?;
     let status = std::process::Command::new(&program)
         .args(&arguments.arguments)

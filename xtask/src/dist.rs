@@ -12,7 +12,7 @@ use crate::command::Step;
 use crate::setup::{self, Part};
 use crate::workspace;
 
-const BINARIES: [&str; 3] = ["ghostwire-server", "ghostwire-client", "gwctl"];
+const BINARIES: [&str; 4] = ["ghostwire-server", "ghostwire-client", "ghostwire-relay", "gwctl"];
 /// Shells and what their completion files are called.
 const SHELLS: [(&str, &str); 3] = [("bash", "gwctl.bash"), ("zsh", "_gwctl"), ("fish", "gwctl.fish")];
 /// Naming the target keeps the static linking flag away from build scripts and procedural macros.

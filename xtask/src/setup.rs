@@ -39,6 +39,8 @@ pub(crate) enum Part {
     Network,
     /// A C++ compiler: libFuzzer is compiled from source.
     Fuzz,
+    /// Programs that benchmarks compare us with: coturn.
+    Rivals,
 }
 
 /// QEMU and the kernels that can be booted with it.
@@ -86,6 +88,9 @@ pub(crate) fn ensure(parts: &[Part]) -> Result<()> {
     }
     if parts.contains(&Part::Fuzz) {
         wanted.extend_from_slice(packages::FUZZ);
+    }
+    if parts.contains(&Part::Rivals) {
+        wanted.extend_from_slice(packages::RIVALS);
     }
     packages::ensure(&wanted)?;
     if parts.contains(&Part::Build) {

@@ -37,6 +37,18 @@ impl Namespace {
         Ok(Self(File::open("/proc/thread-self/ns/net").context("opening the new network namespace")?))
     }
 
+    /// Moves a device of this thread's namespace there.
+    pub fn adopt(&self, device: &str) -> Result<()> {
+        // `ip` looks for named namespaces, or for those of processes; an open file is reached through ours.
+        let path = format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd());
+        let status = Command::new("ip")
+            .args(["link", "set", device, "netns", &path])
+            .status()
+            .context("running ip")?;
+        ensure!(status.success(), "moving {device} to another namespace: {status}");
+        Ok(())
+    }
+
     /// Moves this thread there.
     pub fn enter(&self) -> Result<()> {
         setns(&self.0, CloneFlags::CLONE_NEWNET).context("entering a network namespace")

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::local::UpRequest;
-use crate::v1::{CreateAuthKeyResponse, EnrollRequest};
+use crate::v1::{CreateAuthKeyResponse, EnrollRequest, RelayHello};
 
 /// Printed in place of a secret.
 pub(crate) const REDACTED: &str = "[redacted]";
@@ -35,6 +35,16 @@ impl fmt::Debug for CreateAuthKeyResponse {
     }
 }
 
+impl fmt::Debug for RelayHello {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelayHello")
+            .field("auth_key", &redacted(&self.auth_key))
+            .field("relay", &self.relay)
+            .field("version", &self.version)
+            .finish()
+    }
+}
+
 impl fmt::Debug for UpRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UpRequest")
@@ -55,7 +65,8 @@ mod tests {
         let enroll = EnrollRequest { auth_key: "hunter2".to_owned(), ..Default::default() };
         let created = CreateAuthKeyResponse { join_key: "hunter2".to_owned(), ..Default::default() };
         let up = UpRequest { join_key: "hunter2".to_owned(), ..Default::default() };
-        for text in [format!("{enroll:?}"), format!("{created:?}"), format!("{up:?}")] {
+        let relay = RelayHello { auth_key: "hunter2".to_owned(), ..Default::default() };
+        for text in [format!("{enroll:?}"), format!("{created:?}"), format!("{up:?}"), format!("{relay:?}")] {
             assert!(!text.contains("hunter2"), "{text}");
             assert!(text.contains(REDACTED), "{text}");
         }

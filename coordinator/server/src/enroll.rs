@@ -101,6 +101,12 @@ pub enum Refusal {
         "the auth key {0} is for one machine and was used; make a new one, or a reusable one with `--reusable`"
     )]
     Used(String),
+    /// A key that admits relays only.
+    #[error("the auth key {0} is for relays; make one for machines with `gwctl key create`")]
+    ForRelays(String),
+    /// A key that admits machines only.
+    #[error("the auth key {0} is for machines; make one for relays with `gwctl key create --relay`")]
+    NotForRelays(String),
     /// A tag that the key does not give and its user does not own.
     #[error(
         "{tag} may not be requested with this auth key; make a key with this tag, or add its user to the tag's owners in the policy"
@@ -206,6 +212,33 @@ fn usable_key(
     existing: Option<&Node>,
     now: UnixMs,
 ) -> Result<Arc<AuthKeyRecord>, Refusal> {
+    let key = valid_key(network, presented, now)?;
+    if key.relay {
+        return Err(Refusal::ForRelays(key.id.clone()));
+    }
+    // The machine that used a single-use key may ask again: the answer may have been lost on the way.
+    let same_machine = existing.is_some_and(|node| node.auth_key == key.id);
+    if !key.reusable && key.uses > 0 && !same_machine {
+        return Err(Refusal::Used(key.id.clone()));
+    }
+    Ok(key.clone())
+}
+
+/// The key that a relay presents. It is good for as long as it is not revoked and has not expired.
+pub fn usable_relay_key(
+    network: &Network,
+    presented: &AuthKey,
+    now: UnixMs,
+) -> Result<Arc<AuthKeyRecord>, Refusal> {
+    let key = valid_key(network, presented, now)?;
+    if key.relay { Ok(key.clone()) } else { Err(Refusal::NotForRelays(key.id.clone())) }
+}
+
+fn valid_key<'a>(
+    network: &'a Network,
+    presented: &AuthKey,
+    now: UnixMs,
+) -> Result<&'a Arc<AuthKeyRecord>, Refusal> {
     let key = network.keys.get(presented.id()).ok_or(Refusal::Key)?;
     if key.secret != presented.secret_hash() {
         return Err(Refusal::Key);
@@ -216,12 +249,7 @@ fn usable_key(
     if key.expires.is_some_and(|expires| expires <= now) {
         return Err(Refusal::Expired(key.id.clone()));
     }
-    // The machine that used a single-use key may ask again: the answer may have been lost on the way.
-    let same_machine = existing.is_some_and(|node| node.auth_key == key.id);
-    if !key.reusable && key.uses > 0 && !same_machine {
-        return Err(Refusal::Used(key.id.clone()));
-    }
-    Ok(key.clone())
+    Ok(key)
 }
 
 fn tags(network: &Network, key: &AuthKeyRecord, requested: &[String]) -> Result<Vec<String>, Refusal> {

@@ -13,6 +13,7 @@
 //! - [`writer`]: the one thread that changes anything: store first, then publish.
 //! - [`storage`]: durable state; [`audit`]: who changed what.
 //! - [`stream`]: nodes; [`admin`]: administrators; [`http`]: everybody else.
+//! - [`relays`]: relays, of this process and others: registration, tokens, the list for nodes.
 //! - [`listener`], [`tls`], [`limits`], [`nonces`]: what stands between the network and all that.
 //! - [`server`]: wiring; [`cli`], [`state_dir`] and [`shutdown`] are its beginning and its end.
 
@@ -31,6 +32,7 @@ pub mod model;
 pub mod names;
 pub mod node_update;
 pub mod nonces;
+pub mod relays;
 pub mod server;
 pub mod shutdown;
 pub mod state_dir;

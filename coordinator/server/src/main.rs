@@ -38,11 +38,12 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let server = server::start(args).await?;
     let advertised: Vec<String> = server.advertised.iter().map(ToString::to_string).collect();
     println!(
-        "ghostwire-server ready on {}; nodes find it at {}; CA {}; gwctl socket {}",
+        "ghostwire-server ready on {}; nodes find it at {}; CA {}; gwctl socket {}; {}",
         server.listen,
         advertised.join(", "),
         server.ca,
-        socket.display()
+        socket.display(),
+        server.relaying
     );
     tokio::select! {
         _ = terminate.recv() => {}

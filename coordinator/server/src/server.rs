@@ -11,6 +11,7 @@ use ghostwire_proto::join_key::Address;
 use ghostwire_proto::v1::admin_service_server::AdminServiceServer;
 use ghostwire_proto::v1::goodbye::Reason;
 use ghostwire_proto::v1::node_service_server::NodeServiceServer;
+use ghostwire_proto::v1::relay_service_server::RelayServiceServer;
 use ghostwire_proto::{MAX_NODE_MESSAGE_BYTES, keys::Fingerprint};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
@@ -23,6 +24,9 @@ use crate::admin::{Access, Admin, ServerFacts};
 use crate::cli::RunArgs;
 use crate::limits::{ConnectionLimits, Connections};
 use crate::listener;
+use crate::relays::service::RelayStreams;
+use crate::relays::signer::Signer;
+use crate::relays::{Relays, embedded};
 use crate::shutdown::{self, Stopper, Stopping};
 use crate::state_dir::StateDir;
 use crate::storage::sqlite::Sqlite;
@@ -58,10 +62,13 @@ pub struct Server {
     pub advertised: Vec<Address>,
     /// What join keys pin.
     pub ca: Fingerprint,
+    /// Where the relay of this process is, for people.
+    pub relaying: String,
     stop: Stopper,
     handle: Handle,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     writer: std::thread::JoinHandle<()>,
+    relay: Option<embedded::Embedded>,
     socket: std::path::PathBuf,
     _state: StateDir,
 }
@@ -90,13 +97,17 @@ pub async fn start(args: RunArgs) -> anyhow::Result<Server> {
     let (handle, writer) = writer::start(Box::new(storage), stored, grace)?;
 
     let (stop, stopping) = shutdown::channel();
-    let nodes = Nodes::new(handle.clone(), ca, rand::random(), StreamTimes::default());
+    let relays = Relays::new(Signer::load(state.path(), &ca)?);
+    let nodes = Nodes::new(handle.clone(), ca, rand::random(), StreamTimes::default(), relays.clone());
     let nodes = NodeServiceServer::new(nodes).max_decoding_message_size(MAX_NODE_MESSAGE_BYTES);
-    let router = http::routes(handle.clone(), Routes::new(nodes).into_axum_router());
+    let streams = RelayStreams::new(handle.clone(), relays.clone());
+    let streams = RelayServiceServer::new(streams).max_decoding_message_size(MAX_NODE_MESSAGE_BYTES);
+    let router = http::routes(handle.clone(), Routes::new(nodes).add_service(streams).into_axum_router());
+    let relay = embedded::start(&args.relay, &state, &handle, &relays, advertised.as_slice()).await?;
     let acceptor = TlsAcceptor::from(Arc::new(identity.server_config()?));
     let connections = Connections::new(ConnectionLimits::default());
     let facts = ServerFacts { started, listen: listen.to_string(), advertised: advertised.clone(), ca };
-    let admin = Admin::new(handle.clone(), facts);
+    let admin = Admin::new(handle.clone(), facts, relays.clone());
     let socket = bind_socket(&args.socket)?;
     let tasks = vec![
         tokio::spawn(listener::serve(
@@ -108,10 +119,11 @@ pub async fn start(args: RunArgs) -> anyhow::Result<Server> {
             stopping.clone(),
         )),
         tokio::spawn(serve_admin(socket, admin, stopping.clone())),
-        tokio::spawn(tick(handle.clone(), stopping.clone())),
+        tokio::spawn(tick(handle.clone(), relays, stopping.clone())),
         tokio::spawn(renew(identity, stopping)),
     ];
-    Ok(Server { listen, advertised, ca, stop, handle, tasks, writer, socket: args.socket, _state: state })
+    let relaying = relay.as_ref().map_or_else(|| "no relay".to_owned(), ToString::to_string);
+    Ok(Server { listen, advertised, ca, relaying, stop, handle, tasks, writer, relay, socket: args.socket, _state: state })
 }
 
 impl Server {
@@ -119,6 +131,9 @@ impl Server {
     pub async fn shutdown(self) -> anyhow::Result<()> {
         let detail = "the coordinator is shutting down".to_owned();
         self.handle.end_all(Farewell { reason: Reason::Shutdown, detail }).await;
+        if let Some(relay) = self.relay {
+            relay.stop().await;
+        }
         self.stop.stop();
         for mut task in self.tasks {
             match tokio::time::timeout(DRAIN_TIMEOUT, &mut task).await {
@@ -230,12 +245,14 @@ async fn serve_admin((listener, access): (UnixListener, Access), admin: Admin, m
     }
 }
 
-async fn tick(handle: Handle, mut stop: Stopping) {
+async fn tick(handle: Handle, relays: Relays, mut stop: Stopping) {
     let mut ticks = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             _ = ticks.tick() => {
                 let _ = handle.run(writer::Writer::tick).await;
+                let (now, network) = (clock::now(), handle.world().network.clone());
+                relays.tick(now, |key| network.keys.get(key).is_some_and(|key| key.is_usable(now)));
             }
             () = stop.requested() => return,
         }

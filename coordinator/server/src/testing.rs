@@ -71,6 +71,7 @@ pub(crate) fn auth_key(id: &str) -> (AuthKey, AuthKeyRecord) {
         expires: None,
         revoked: None,
         uses: 0,
+        relay: false,
     };
     (key, record)
 }

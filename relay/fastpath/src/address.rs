@@ -6,13 +6,31 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Ip(pub [u32; 4]);
 
+/// The third word of an IPv4-mapped address: two bytes of zeros, two of ones.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xFF, 0xFF]);
+
 impl Ip {
+    /// An IPv4 address of four bytes as they lie in memory.
+    #[inline(always)]
+    pub const fn from_v4_word(word: u32) -> Self {
+        Self([0, 0, MAPPED, word])
+    }
+
+    /// The four bytes of an IPv4 address as they lie in memory. `None`: it is an IPv6 address.
+    #[inline(always)]
+    pub const fn v4_word(self) -> Option<u32> {
+        let [a, b, c, word] = self.0;
+        if a | b == 0 && c == MAPPED { Some(word) } else { None }
+    }
+
     /// Two words of the table.
+    #[inline(always)]
     pub(crate) const fn words(self) -> [u64; 2] {
         let [a, b, c, d] = self.0;
         [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]
     }
 
+    #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "takes words apart")]
     pub(crate) const fn from_words([low, high]: [u64; 2]) -> Self {
         Self([low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32])

@@ -1,10 +1,10 @@
 //! The decision about one datagram.
 
 use crate::table::{self, Busy, Key, Lines};
-use crate::{Endpoint, wireguard};
+use crate::{Endpoint, Pace, wireguard};
 
 /// The cookie of STUN, RFC 8489 section 5.
-const STUN_COOKIE: [u8; 4] = 0x2112_A442_u32.to_be_bytes();
+const STUN_COOKIE: u32 = 0x2112_A442;
 
 /// Length of STUN's header in bytes.
 const STUN_HEADER_LEN: u32 = 20;
@@ -52,6 +52,10 @@ pub struct Forward {
     pub session: u32,
     /// Whether the limit of handshakes applies.
     pub handshake: bool,
+    /// It goes back to the neighbour that it came from.
+    pub same_way: bool,
+    /// How fast the session may send.
+    pub pace: Pace,
 }
 
 /// Why a datagram is dropped.
@@ -71,7 +75,16 @@ pub enum Reason {
 
 /// Decides about a datagram that came to a relay port.
 #[inline(always)]
-pub fn decide<T: Lines>(table: &T, datagram: &Datagram) -> Verdict {
+pub fn decide<T: Lines + ?Sized>(table: &T, datagram: &Datagram) -> Verdict {
+    match table::Head::of(table) {
+        Some(head) => decide_with(&head, table, datagram),
+        None => Verdict::Drop(Reason::UnknownSource),
+    }
+}
+
+/// [`decide`], for who has read the table's head already.
+#[inline(always)]
+pub fn decide_with<T: Lines + ?Sized>(head: &table::Head<'_>, table: &T, datagram: &Datagram) -> Verdict {
     if is_stun(&datagram.head, datagram.len) {
         return Verdict::Control;
     }
@@ -80,7 +93,7 @@ pub fn decide<T: Lines>(table: &T, datagram: &Datagram) -> Verdict {
         return Verdict::Drop(Reason::NotWireGuard);
     };
     let key = Key { local: datagram.local, port: datagram.port, source: datagram.source };
-    let pair = match table::lookup(table, &key) {
+    let pair = match head.lookup(table, &key) {
         Ok(Some(pair)) => pair,
         Ok(None) => return Verdict::Drop(Reason::UnknownSource),
         Err(Busy) => return Verdict::Drop(Reason::Busy),
@@ -95,16 +108,18 @@ pub fn decide<T: Lines>(table: &T, datagram: &Datagram) -> Verdict {
         hops: datagram.hops - 1,
         session: pair.session,
         handshake: message.is_handshake(),
+        same_way: pair.same_way,
+        pace: pair.pace,
     })
 }
 
 /// Whether a payload is STUN. Its length has to fit too: a WireGuard message whose index happens to be the cookie
 /// would claim a STUN message without attributes, which is shorter than any WireGuard message.
 #[inline(always)]
-fn is_stun(head: &[u8; 8], len: u32) -> bool {
+pub(crate) fn is_stun(head: &[u8; 8], len: u32) -> bool {
     let [first, _, high, low, c0, c1, c2, c3] = *head;
     first & 0xC0 == 0
-        && [c0, c1, c2, c3] == STUN_COOKIE
+        && u32::from_be_bytes([c0, c1, c2, c3]) == STUN_COOKIE
         && u32::from(u16::from_be_bytes([high, low])) + STUN_HEADER_LEN == len
 }
 

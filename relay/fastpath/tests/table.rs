@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ghostwire_relay_fastpath::table::{self, Header, Key, Line, Pair, Writer, lines_needed};
-use ghostwire_relay_fastpath::{Datagram, Endpoint, Forward, Ip, Reason, Verdict, decide};
+use ghostwire_relay_fastpath::{Datagram, Endpoint, Forward, Ip, Pace, Reason, Verdict, decide};
 use proptest::prelude::*;
 
 fn memory(entries: u32) -> (Vec<Line>, Header) {
@@ -33,7 +33,7 @@ fn key(number: u32) -> Key {
 /// A value whose every field follows from one number, so that a mixture of two shows.
 fn pair(number: u32) -> Pair {
     Pair {
-        local: number as u8,
+        local: number as u8 & 0x7F,
         port: number as u16,
         destination: Endpoint {
             ip: Ip([number, !number, number.rotate_left(7), number ^ 0x5555]),
@@ -41,6 +41,8 @@ fn pair(number: u32) -> Pair {
         },
         session: number,
         generation: !number,
+        same_way: number & 1 == 0,
+        pace: Pace(number & 0xFF_FFFF),
     }
 }
 
@@ -198,9 +200,31 @@ fn only_the_bound_source_reaches_the_peer() {
     let bound = data("198.51.100.7:51820");
     let destination: Endpoint = "[2001:db8::9]:4500".parse::<std::net::SocketAddr>().unwrap().into();
     let key = Key { local: 0, port: 50001, source: bound.source };
-    writer.insert(&key, &Pair { local: 1, port: 50002, destination, session: 3, generation: 1 }).unwrap();
+    writer
+        .insert(
+            &key,
+            &Pair {
+                local: 1,
+                port: 50002,
+                destination,
+                session: 3,
+                generation: 1,
+                same_way: true,
+                pace: Pace(7),
+            },
+        )
+        .unwrap();
 
-    let forward = Forward { local: 1, port: 50002, destination, hops: 63, session: 3, handshake: false };
+    let forward = Forward {
+        local: 1,
+        port: 50002,
+        destination,
+        hops: 63,
+        session: 3,
+        handshake: false,
+        same_way: true,
+        pace: Pace(7),
+    };
     assert_eq!(decide(&lines, &bound), Verdict::Forward(forward));
     let initiation = Datagram { len: 148, head: [1, 0, 0, 0, 1, 2, 3, 4], ..bound };
     assert_eq!(decide(&lines, &initiation), Verdict::Forward(Forward { handshake: true, ..forward }));

@@ -141,6 +141,16 @@ impl Server {
         self.0.registry.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Its limits.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// Whether it is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
     /// Tells all clients that the server restarts, and health checks that it is about to go.
     pub fn drain(&self, reconnect_in: Duration, try_for: Duration) {
         self.0.draining.store(true, Ordering::Relaxed);

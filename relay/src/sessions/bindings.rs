@@ -1,13 +1,15 @@
 //! What authentic requests do.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use ghostwire_relay_fastpath::table::{Lines, Pair};
+use ghostwire_relay_fastpath::Pace;
+use ghostwire_relay_fastpath::table::{Key, Lines, Pair};
 use ghostwire_relay_protocol::control::{Lease, code};
 use ghostwire_relay_protocol::token::NodeId;
 
 use super::control::Authentic;
+use super::journal::Record;
 use super::pairs::{Leg, PairId, PairState};
 use super::{Allocation, Event, Now, Owner, Sessions, challenge, key_of};
 use crate::limits::{Rate, SessionRate};
@@ -35,7 +37,9 @@ impl<T: Lines> Sessions<T> {
             source: request.arrival.source,
             pairs: 0,
         };
-        self.allocations.insert(request.owner, allocation);
+        let (owner, order, source) = (request.owner, request.order, allocation.source);
+        self.allocations.insert(owner, allocation);
+        self.events.push_back(Event::Record(Record::Port { owner, port, order, source }));
         self.events.push_back(Event::OpenPort(port));
         Ok(self.lease(request, port, self.config.allocation_lease, false))
     }
@@ -67,6 +71,16 @@ impl<T: Lines> Sessions<T> {
         Ok(self.lease(request, port, Duration::ZERO, false))
     }
 
+    /// Tells a node its peer's port. Changes nothing.
+    pub(super) fn look_up(&self, request: &Authentic, peer: NodeId) -> Result<Lease, u16> {
+        let id = PairId::new(request.owner, peer).ok_or(code::MISMATCH)?;
+        let peer = Owner { network: request.owner.network, node: peer };
+        let allocation = self.allocations.get(&peer).ok_or(code::MISMATCH)?;
+        let bound =
+            self.pairs.get(&id).is_some_and(|pair| pair.legs.get(id.side(peer)).is_some_and(Option::is_some));
+        Ok(self.lease(request, allocation.port, Duration::ZERO, bound))
+    }
+
     /// Makes the request's source the node's address towards its peer. The newest request wins, also over
     /// another node's leg at the same address: whoever is there now has just shown it.
     pub(super) fn bind(&mut self, now: Now, request: &Authentic, peer: NodeId) -> Result<Lease, u16> {
@@ -96,14 +110,18 @@ impl<T: Lines> Sessions<T> {
         if let Some(order) = pair.orders.get_mut(side) {
             *order = Some(request.order);
         }
-        if pair.rate != rate {
+        let same_rate = pair.rate == rate;
+        if !same_rate {
             pair.rate = rate;
             self.events.push_back(Event::SessionOpened { session: pair.session, rate });
         }
         let complete = pair.is_complete();
-        if !unchanged && !self.connect(id) {
+        if !(unchanged && same_rate) && !self.connect(id) {
             self.set_leg(now.monotonic, id, side, None);
             return Err(code::CAPACITY);
+        }
+        if !(unchanged && same_rate) {
+            self.events.extend(self.leg_record(id, request.owner).map(Event::Record));
         }
         Ok(self.lease(request, arrival.port, self.config.binding_lease, complete))
     }
@@ -197,6 +215,7 @@ impl<T: Lines> Sessions<T> {
             }
         }
         self.pairs.insert(id, PairState::new(session, rate));
+        self.sessions.insert(session, id);
         self.events.push_back(Event::SessionOpened { session, rate });
         Ok(())
     }
@@ -243,37 +262,78 @@ impl<T: Lines> Sessions<T> {
                 self.bound.insert(key_of(&new, *port), *owner);
             }
             pair.generation = pair.generation.wrapping_add(1);
+            pair.same_way = false;
         }
         if let Some(slot) = pair.legs.get_mut(side) {
             *slot = leg;
+        }
+        let [low, high] = id.owners();
+        let (owner, peer) = if side == 0 { (low, high.node) } else { (high, low.node) };
+        if old.is_some() && leg.is_none() {
+            self.events.push_back(Event::Record(Record::LegEnded { owner, peer }));
         }
         pair.empty_since =
             if pair.legs.iter().all(Option::is_none) { pair.empty_since.or(Some(now)) } else { None };
     }
 
-    /// Writes the two entries of a pair, if both legs are bound. `false`: the table is full; then neither is there.
-    fn connect(&mut self, id: PairId) -> bool {
-        let [Some(low_port), Some(high_port)] = self.ports_of(id) else { return true };
-        let Some(pair) = self.pairs.get(&id) else { return true };
-        let [Some(low), Some(high)] = pair.legs else { return true };
+    /// The two entries of a pair, if both legs are bound.
+    pub(super) fn entries_of(&self, id: PairId) -> Option<[(Key, Pair); 2]> {
+        let [Some(low_port), Some(high_port)] = self.ports_of(id) else { return None };
+        let pair = self.pairs.get(&id)?;
+        let [Some(low), Some(high)] = pair.legs else { return None };
         let entry = |to: &Leg, port| Pair {
             local: to.local,
             port,
             destination: to.source.into(),
             session: pair.session,
             generation: pair.generation,
+            same_way: pair.same_way,
+            pace: Pace::per_second(pair.rate.bytes.per_second),
         };
-        let (from_low, from_high) = (key_of(&low, high_port), key_of(&high, low_port));
-        let written = self.table.insert(&from_low, &entry(&high, low_port)).is_ok()
-            && self.table.insert(&from_high, &entry(&low, high_port)).is_ok();
-        if !written {
-            self.table.remove(&from_low);
-            self.table.remove(&from_high);
-        }
-        written
+        let from_low = (key_of(&low, high_port), entry(&high, low_port));
+        let from_high = (key_of(&high, low_port), entry(&low, high_port));
+        Some([from_low, from_high])
     }
 
-    fn ports_of(&self, id: PairId) -> [Option<u16>; 2] {
+    /// Writes the two entries of a pair, if both legs are bound. `false`: the table is full; then neither is there.
+    fn connect(&mut self, id: PairId) -> bool {
+        let Some(entries) = self.entries_of(id) else { return true };
+        let written = entries.iter().all(|(key, entry)| self.table.insert(key, entry).is_ok());
+        if !written {
+            for (key, _) in &entries {
+                self.table.remove(key);
+            }
+            return false;
+        }
+        if let Some(PairState { session, legs: [Some(low), Some(high)], .. }) = self.pairs.get(&id) {
+            let ends = [low.source.ip(), high.source.ip()];
+            self.events.push_back(Event::PairConnected { session: *session, ends });
+        }
+        true
+    }
+
+    /// Says whether both legs of a session's pair are behind the same neighbour of the relay, after
+    /// [`Event::PairConnected`].
+    pub fn set_same_way(&mut self, session: u32, same_way: bool) {
+        let Some(id) = self.sessions.get(&session).copied() else { return };
+        let Some(pair) = self.pairs.get_mut(&id).filter(|pair| pair.same_way != same_way) else { return };
+        pair.same_way = same_way;
+        self.connect(id);
+        // It is what the caller knows.
+        self.events.retain(
+            |event| !matches!(event, Event::PairConnected { session: connected, .. } if *connected == session),
+        );
+    }
+
+    /// The pairs that carry traffic: sessions, and where both ends are.
+    pub fn connected(&self) -> impl Iterator<Item = (u32, [IpAddr; 2])> {
+        self.pairs.values().filter_map(|pair| match pair.legs {
+            [Some(low), Some(high)] => Some((pair.session, [low.source.ip(), high.source.ip()])),
+            _ => None,
+        })
+    }
+
+    pub(super) fn ports_of(&self, id: PairId) -> [Option<u16>; 2] {
         id.owners().map(|owner| self.allocations.get(&owner).map(|allocation| allocation.port))
     }
 
@@ -288,6 +348,7 @@ impl<T: Lines> Sessions<T> {
                 allocation.pairs = allocation.pairs.saturating_sub(1);
             }
         }
+        self.sessions.remove(&pair.session);
         self.numbers.give_back(pair.session);
         self.events.push_back(Event::SessionClosed { session: pair.session });
     }
@@ -301,6 +362,7 @@ impl<T: Lines> Sessions<T> {
         }
         if let Some(allocation) = self.allocations.remove(&owner) {
             self.ports.give_back(allocation.port);
+            self.events.push_back(Event::Record(Record::PortEnded { owner }));
             self.events.push_back(Event::ClosePort(allocation.port));
         }
     }

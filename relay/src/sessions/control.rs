@@ -178,6 +178,7 @@ impl<T: Lines> Sessions<T> {
             (Grant::Allocate, Action::Allocate, true) => self.allocate(now, request),
             (Grant::Allocate, Action::Refresh, true) => self.refresh_allocation(now, request),
             (Grant::Allocate, Action::Release, true) => self.release(request),
+            (Grant::Bind { peer }, Action::Lookup, true) => self.look_up(request, peer),
             (Grant::Bind { peer }, Action::Bind, false) => self.bind(now, request, peer),
             (Grant::Bind { peer }, Action::Refresh, false) => self.refresh_leg(now, request, peer),
             (Grant::Bind { peer }, Action::Release, false) => self.release_leg(now, request, peer),

@@ -8,6 +8,7 @@
 //! - `pairs`: two legs make a pair, and a pair two entries of the table.
 //! - `control`: requests, from bytes to bytes.
 //! - `bindings`: what requests do.
+//! - [`journal`], `resume`: what outlives a restart.
 //!
 //! The protocol is described in `ghostwire_relay_protocol::control`.
 
@@ -15,21 +16,25 @@ mod bindings;
 mod challenge;
 pub mod config;
 mod control;
+pub mod journal;
 pub mod legs;
 mod pairs;
 mod ports;
+mod resume;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ed25519_dalek::VerifyingKey;
 use ghostwire_relay_fastpath::Ip;
 use ghostwire_relay_fastpath::table::{Header, Key, Lines, Writer, lines_needed};
-use ghostwire_relay_protocol::token::{NetworkId, NodeId};
+use ghostwire_relay_protocol::token::{KeyNumber, NetworkId, NodeId};
 use sha2::{Digest as _, Sha256};
 
 use self::challenge::ChallengeKey;
 use self::config::{Config, ConfigError, Secrets};
+use self::journal::Record;
 use self::legs::LegPolicy;
 use self::pairs::{Leg, PairId, PairState};
 use self::ports::Ports;
@@ -77,6 +82,8 @@ pub enum Event {
     OpenPort(u16),
     /// Receive on it no more.
     ClosePort(u16),
+    /// What a restarted relay has to know, before the response goes out.
+    Record(Record),
     /// A session has begun, or its rate has changed.
     SessionOpened {
         /// Its number in the pair table.
@@ -88,6 +95,14 @@ pub enum Event {
     SessionClosed {
         /// Its number.
         session: u32,
+    },
+    /// A pair carries traffic from now on, or carries it elsewhere. Who knows the way to both ends may say so by
+    /// [`Sessions::set_same_way`].
+    PairConnected {
+        /// Its session.
+        session: u32,
+        /// Where both ends are.
+        ends: [IpAddr; 2],
     },
     /// Something that is not bound sent WireGuard datagrams to a live port: most likely one of this node's peers,
     /// whose address a NAT has changed. The coordinator prompts its peers to bind again.
@@ -122,9 +137,11 @@ pub struct ControlCounters {
 
 /// The place of a request in its session: by the token's age, then by the session's own count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Order {
-    issued: u64,
-    sequence: u64,
+pub struct Order {
+    /// When the token was issued, in seconds since 1970.
+    pub issued: u64,
+    /// The session's count.
+    pub sequence: u64,
 }
 
 /// A node's relay port.
@@ -150,6 +167,8 @@ pub struct Sessions<T> {
     ports: Ports,
     allocations: HashMap<Owner, Allocation>,
     pairs: HashMap<PairId, PairState>,
+    /// The pair of each session.
+    sessions: HashMap<u32, PairId>,
     /// Which leg a table's key belongs to, also of legs whose peer has not bound yet.
     bound: HashMap<Key, Owner>,
     numbers: ports::Numbers,
@@ -181,7 +200,11 @@ impl<T: Lines> Sessions<T> {
         };
         let locals: Vec<Ip> = config.locals.iter().map(|local| local.local.into()).collect();
         let table = Writer::format(table, header, &locals).map_err(|_| ConfigError::TableMemory)?;
-        Ok(Self {
+        Ok(Self::with_table(config, secrets, table, seed))
+    }
+
+    fn with_table(config: Config, secrets: Secrets, table: Writer<T>, seed: &[u8; 32]) -> Self {
+        Self {
             legs: LegPolicy::new(&config),
             challenge: ChallengeKey::new(derived(seed, b"challenge")),
             sources: Sources::new(derived_word(seed, b"sources"), config.limits.control),
@@ -189,6 +212,7 @@ impl<T: Lines> Sessions<T> {
             numbers: ports::Numbers::new(config.limits.pairs),
             allocations: HashMap::new(),
             pairs: HashMap::new(),
+            sessions: HashMap::new(),
             bound: HashMap::new(),
             crypto: Bucket::default(),
             reports: Bucket::default(),
@@ -199,12 +223,17 @@ impl<T: Lines> Sessions<T> {
             table,
             secrets,
             config,
-        })
+        }
     }
 
     /// What the relay was told to be.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Whose tokens are good from now on.
+    pub fn set_coordinators(&mut self, coordinators: Vec<(KeyNumber, VerifyingKey)>) {
+        self.secrets.coordinators = coordinators;
     }
 
     /// The pair table, to read.

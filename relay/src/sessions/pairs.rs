@@ -61,13 +61,23 @@ pub(super) struct PairState {
     pub(super) legs: [Option<Leg>; 2],
     /// The newest request of each side. Outlives the leg: an old bind must not bring back what was released.
     pub(super) orders: [Option<Order>; 2],
+    /// Both legs are behind the same neighbour of the relay, as far as is known.
+    pub(super) same_way: bool,
     /// When the last leg ended.
     pub(super) empty_since: Option<Duration>,
 }
 
 impl PairState {
     pub(super) fn new(session: u32, rate: SessionRate) -> Self {
-        Self { session, generation: 0, rate, legs: [None, None], orders: [None, None], empty_since: None }
+        Self {
+            session,
+            generation: 0,
+            rate,
+            legs: [None, None],
+            orders: [None, None],
+            same_way: false,
+            empty_since: None,
+        }
     }
 
     /// Whether it carries traffic.

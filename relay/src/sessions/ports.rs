@@ -1,5 +1,6 @@
 //! The relay ports, and other numbers that are given out.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -57,6 +58,18 @@ impl Ports {
         u16::try_from(free).ok()?.checked_add(self.first)
     }
 
+    /// Gives a certain port to a node. `false`: it is another one's.
+    pub(super) fn claim(&mut self, port: u16, owner: Owner) -> bool {
+        match self.slot(port) {
+            Some(slot @ Port::Free) => {
+                *slot = Port::Owned { owner, reported: None };
+                true
+            }
+            Some(Port::Owned { owner: already, .. }) => *already == owner,
+            Some(Port::Retired) | None => false,
+        }
+    }
+
     /// Takes a port back.
     pub(super) fn give_back(&mut self, port: u16) {
         if let Some(slot @ Port::Owned { .. }) = self.slot(port) {
@@ -104,18 +117,18 @@ impl Ports {
 /// Numbers below a limit, given out and taken back.
 #[derive(Debug)]
 pub(super) struct Numbers {
-    free: Vec<u32>,
+    free: BTreeSet<u32>,
     next: u32,
     limit: u32,
 }
 
 impl Numbers {
     pub(super) fn new(limit: u32) -> Self {
-        Self { free: Vec::new(), next: 0, limit }
+        Self { free: BTreeSet::new(), next: 0, limit }
     }
 
     pub(super) fn take(&mut self) -> Option<u32> {
-        if let Some(number) = self.free.pop() {
+        if let Some(number) = self.free.pop_first() {
             return Some(number);
         }
         let number = self.next;
@@ -125,7 +138,17 @@ impl Numbers {
         })
     }
 
+    /// Takes a certain number. `false`: it is taken, or beyond the limit.
+    pub(super) fn claim(&mut self, number: u32) -> bool {
+        if number >= self.limit {
+            return false;
+        }
+        self.free.extend(self.next..=number);
+        self.next = self.next.max(number + 1);
+        self.free.remove(&number)
+    }
+
     pub(super) fn give_back(&mut self, number: u32) {
-        self.free.push(number);
+        self.free.insert(number);
     }
 }

@@ -6,9 +6,11 @@
 //! Fragments are put together by the kernel before they come here, and cut again where they have to be.
 //!
 //! - `socket`: sockets with their control messages; the only unsafe code.
-//! - `plane`: from a batch received to batches sent.
+//! - `plane`: from a batch received to batches sent; drives the session table and feeds an XDP program, if there is one.
+//! - `journal`: the file by which a restarted relay knows whose ports and pairs it finds.
 
+mod journal;
 mod plane;
 mod socket;
 
-pub use plane::{Counters, Observer, Plane, StartError};
+pub use plane::{Counters, Kernel, Observer, Plane, StartError};

@@ -1,26 +1,39 @@
-//! From a batch received to batches sent.
+//! From a batch received to batches sent, and from the session table to sockets, limits and the XDP program.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use ed25519_dalek::VerifyingKey;
 use ghostwire_relay_fastpath::{Datagram, Forward, Reason, Verdict, decide};
+use ghostwire_relay_protocol::token::KeyNumber;
 use socket2::Socket;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
+use super::journal::JournalFile;
 use super::socket::{self, BATCH, Inbox, Meta, Outgoing};
 use crate::limits::{Exceeded, SessionLimits};
 use crate::sessions::config::{Config, ConfigError, Secrets};
+use crate::sessions::journal::{self, Record};
 use crate::sessions::{Answer, Arrival, ControlCounters, Event, Now, Owner, Sessions};
-use crate::table::HeapTable;
+use crate::table::{HeapTable, Memory};
+use crate::xdp::routes::{self, Routes};
+use crate::xdp::{self, Xdp, XdpError};
+
+/// Ways are looked at again at least so often.
+const ROUTES_EVERY: Duration = Duration::from_mins(1);
+
+/// And at most so often.
+const ROUTES_SETTLE: Duration = Duration::from_millis(200);
 
 thread_local! {
     /// A batch's buffers are large; each thread has them once, and uses them only while it runs, never across an
@@ -40,6 +53,17 @@ pub enum StartError {
     /// The configuration contradicts itself.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The XDP program cannot be used.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+    /// What outlives a restart cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Journal {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The main port is taken, or the address is not this machine's.
     #[error("cannot receive on UDP {address}: {source}")]
     Bind {
@@ -48,6 +72,33 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// What a relay with an XDP program has besides.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Folder of the program's pins in the BPF filesystem.
+    pub dir: PathBuf,
+    /// Where it is attached.
+    pub interfaces: Vec<String>,
+    /// How.
+    pub mode: xdp::Mode,
+    /// The file by which a restarted relay knows whose ports and pairs it finds in the kernel.
+    pub journal: PathBuf,
+}
+
+/// The XDP program and what feeds it.
+#[derive(Debug)]
+struct Program {
+    xdp: Xdp,
+    /// Held for a moment only.
+    fed: Mutex<Fed>,
+}
+
+#[derive(Debug)]
+struct Fed {
+    journal: JournalFile,
+    routes: Routes,
 }
 
 /// What has been counted since the start.
@@ -82,13 +133,14 @@ type Ports = HashMap<(u8, u16), (Arc<Port>, AbortHandle)>;
 /// The sockets, and what they share.
 pub struct Plane {
     config: Config,
-    table: HeapTable,
-    sessions: Mutex<Sessions<HeapTable>>,
+    table: Memory,
+    sessions: Mutex<Sessions<Memory>>,
     limits: SessionLimits,
     ports: RwLock<Ports>,
     counters: Counters,
     started: Instant,
     observer: Arc<dyn Observer>,
+    program: Option<Program>,
 }
 
 impl std::fmt::Debug for Plane {
@@ -98,28 +150,69 @@ impl std::fmt::Debug for Plane {
 }
 
 impl Plane {
-    /// Opens the main port on every address and serves it, on the current tokio runtime.
+    /// Opens the main port on every address and serves it, on the current tokio runtime. With a `kernel`, an XDP
+    /// program does what it can; what an earlier process has left in the kernel goes on.
     pub fn start(
         config: Config,
         secrets: Secrets,
         seed: &[u8; 32],
         observer: Arc<dyn Observer>,
+        kernel: Option<Kernel>,
     ) -> Result<Arc<Self>, StartError> {
-        let table = HeapTable::new(Sessions::<HeapTable>::table_lines(&config)?);
-        let sessions = Sessions::new(config.clone(), secrets, table.clone(), seed)?;
+        let lines = Sessions::<Memory>::table_lines(&config)?;
+        let (sessions, program) = match kernel {
+            None => {
+                let table = Memory::Heap(HeapTable::new(lines));
+                (Sessions::new(config.clone(), secrets, table, seed)?, None)
+            }
+            Some(kernel) => {
+                let optional = kernel.mode == xdp::Mode::Auto;
+                match Program::start(&config, secrets.clone(), seed, lines, kernel) {
+                    Ok((sessions, program)) => (sessions, Some(program)),
+                    Err(StartError::Xdp(error)) if optional => {
+                        let error = &error as &dyn std::error::Error;
+                        warn!(error, "relaying in userspace, which is slower, since XDP cannot be used");
+                        let table = Memory::Heap(HeapTable::new(lines));
+                        (Sessions::new(config.clone(), secrets, table, seed)?, None)
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
         let plane = Arc::new(Self {
             limits: SessionLimits::new(config.limits.pairs),
             config,
-            table,
+            table: sessions.table().clone(),
             sessions: Mutex::new(sessions),
             ports: RwLock::default(),
             counters: Counters::default(),
             started: Instant::now(),
             observer,
+            program,
         });
         plane.open(plane.config.main_port)?;
+        // What has been resumed.
+        plane.settle(&mut plane.sessions());
         tokio::spawn(Arc::clone(&plane).keep_time());
+        if plane.program.is_some() {
+            tokio::spawn(Arc::clone(&plane).watch_routes());
+        }
         Ok(plane)
+    }
+
+    /// The XDP program, if there is one.
+    pub fn xdp(&self) -> Option<&Xdp> {
+        self.program.as_ref().map(|program| &program.xdp)
+    }
+
+    /// What the relay was told to be.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Whose tokens are good from now on.
+    pub fn set_coordinators(&self, coordinators: Vec<(KeyNumber, VerifyingKey)>) {
+        self.sessions().set_coordinators(coordinators);
     }
 
     /// What has been counted on relay ports.
@@ -150,7 +243,7 @@ impl Plane {
         }
     }
 
-    fn sessions(&self) -> MutexGuard<'_, Sessions<HeapTable>> {
+    fn sessions(&self) -> MutexGuard<'_, Sessions<Memory>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -280,7 +373,7 @@ impl Plane {
     }
 
     /// Does what the sessions want done. `false`: a port could not be opened.
-    fn settle(self: &Arc<Self>, sessions: &mut Sessions<HeapTable>) -> bool {
+    fn settle(self: &Arc<Self>, sessions: &mut Sessions<Memory>) -> bool {
         let mut settled = true;
         while let Some(event) = sessions.poll_event() {
             match event {
@@ -292,12 +385,70 @@ impl Plane {
                     }
                 }
                 Event::ClosePort(port) => self.close(port),
+                Event::Record(record) => settled &= self.record(sessions, &record),
+                Event::PairConnected { session, ends } => self.find_way(sessions, session, ends),
                 Event::SessionOpened { session, rate } => self.limits.set(session, rate),
                 Event::SessionClosed { session } => self.limits.clear(session),
                 Event::UnknownSource { owner, source } => self.observer.unknown_source(owner, source),
             }
         }
         settled
+    }
+
+    /// Writes down what a restarted relay has to know. `false`: it could not be, so it must not be granted.
+    fn record(&self, sessions: &Sessions<Memory>, record: &Record) -> bool {
+        let Some(program) = &self.program else { return true };
+        let journal = &mut program.fed.lock().unwrap_or_else(PoisonError::into_inner).journal;
+        let appended = journal.append(record).and_then(|long| {
+            if long {
+                *journal = JournalFile::start(&journal.path().to_owned(), sessions.journal())?;
+            }
+            Ok(())
+        });
+        if let Err(error) = &appended {
+            warn!(%error, path = %journal.path().display(), "the journal cannot be written");
+        }
+        appended.is_ok()
+    }
+
+    /// Finds out whether what one end sends may go back to the neighbour that it came from.
+    fn find_way(&self, sessions: &mut Sessions<Memory>, session: u32, ends: [IpAddr; 2]) {
+        let Some(program) = &self.program else { return };
+        let routes = &mut program.fed.lock().unwrap_or_else(PoisonError::into_inner).routes;
+        let [low, high] = ends.map(|end| routes.way(end));
+        sessions.set_same_way(session, low.is_some() && low == high);
+    }
+
+    fn find_ways(&self, some: &[(u32, [IpAddr; 2])]) {
+        let mut sessions = self.sessions();
+        for (session, ends) in some {
+            self.find_way(&mut sessions, *session, *ends);
+        }
+    }
+
+    /// Looks at all ways again when routes have changed, and now and then, since neighbours come and go unannounced.
+    async fn watch_routes(self: Arc<Self>) {
+        let changes = routes::changes().and_then(|socket| {
+            // SAFETY: the socket owns its descriptor, and nobody replaces or closes it while `AsyncFd` owns the socket.
+            Ok(unsafe { AsyncFd::register(socket) }?)
+        });
+        let mut changes =
+            changes.inspect_err(|error| warn!(%error, "changes of routes are noticed late")).ok();
+        loop {
+            match &mut changes {
+                Some(changes) => {
+                    let _ = tokio::time::timeout(ROUTES_EVERY, changed(changes)).await;
+                }
+                None => tokio::time::sleep(ROUTES_EVERY).await,
+            }
+            // Changes come in crowds.
+            tokio::time::sleep(ROUTES_SETTLE).await;
+            let connected: Vec<_> = self.sessions().connected().collect();
+            for some in connected.chunks(64) {
+                self.find_ways(some);
+                tokio::task::yield_now().await;
+            }
+        }
     }
 
     /// Sends a batch, socket by socket. A flow has one socket, so its order stays.
@@ -316,6 +467,46 @@ impl Plane {
             count(&self.counters.not_sent, (datagrams.len() - sent) as u64);
         }
     }
+}
+
+impl Program {
+    fn start(
+        config: &Config,
+        secrets: Secrets,
+        seed: &[u8; 32],
+        lines: u32,
+        kernel: Kernel,
+    ) -> Result<(Sessions<Memory>, Self), StartError> {
+        let xdp = Xdp::open(&xdp::Options {
+            dir: kernel.dir,
+            interfaces: kernel.interfaces,
+            mode: kernel.mode,
+            lines,
+            settings: xdp::settings(&config.limits),
+        })?;
+        let table = Memory::Map(xdp.table().clone());
+        let left = JournalFile::left(&kernel.journal);
+        let resumed = Sessions::resume(config, &secrets, &table, seed, journal::read(&left))?;
+        let sessions = match resumed {
+            Some(sessions) => {
+                let (nodes, pairs) = sessions.load();
+                info!(nodes, pairs, "going on where another relay has stopped");
+                sessions
+            }
+            None => Sessions::new(config.clone(), secrets, table, seed)?,
+        };
+        let journal_error = |source| StartError::Journal { path: kernel.journal.clone(), source };
+        let journal = JournalFile::start(&kernel.journal, sessions.journal()).map_err(journal_error)?;
+        let routes = Routes::open().map_err(journal_error)?;
+        Ok((sessions, Self { xdp, fed: Mutex::new(Fed { journal, routes }) }))
+    }
+}
+
+/// Waits for a change, and forgets what it says.
+async fn changed(socket: &mut AsyncFd<Socket>) {
+    let Ok(mut ready) = socket.readable_mut().await else { return };
+    let mut buffer = [0; 8192];
+    while let Ok(Ok(1..)) = ready.try_io(|socket| io::Read::read(socket.get_mut(), &mut buffer)) {}
 }
 
 fn datagram(arrival: Arrival, meta: &Meta, payload: &[u8]) -> Datagram {

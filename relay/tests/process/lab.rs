@@ -38,7 +38,7 @@ pub(crate) fn in_namespace(test: impl FnOnce() + Send) {
     });
 }
 
-fn ip(args: &[&str]) {
+pub(crate) fn ip(args: &[&str]) {
     let status = Command::new("ip").args(args).status().expect("ip of iproute2");
     assert!(status.success(), "ip {args:?}");
 }
@@ -51,12 +51,19 @@ pub(crate) struct Relay {
     pub(crate) coordinator: SigningKey,
     pub(crate) tls: SocketAddr,
     pub(crate) plain: SocketAddr,
-    state: TempDir,
+    /// What it said when it was ready.
+    pub(crate) ready: String,
+    state: Option<TempDir>,
 }
 
 impl Relay {
+    /// Everything in userspace.
     pub(crate) fn start(extra: &[&str]) -> Self {
-        let state = TempDir::new().unwrap();
+        Self::start_in(TempDir::new().unwrap(), &[&["--xdp", "off", "--metrics-listen", "off"], extra].concat())
+    }
+
+    /// With a state directory that may have been another relay's.
+    pub(crate) fn start_in(state: TempDir, extra: &[&str]) -> Self {
         let state_dir = state.path().join("relay");
         let binary = env!("CARGO_BIN_EXE_ghostwire-relay");
         let output =
@@ -86,16 +93,31 @@ impl Relay {
         Self {
             tls: after("over TLS"),
             plain: after("plain HTTP"),
+            ready: line.clone(),
             child,
             _stdout: stdout,
             identity,
             coordinator,
-            state,
+            state: Some(state),
         }
     }
 
+    /// SIGKILL; gives the state directory for the next one.
+    pub(crate) fn kill(mut self) -> TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.state.take().unwrap()
+    }
+
+    /// Sends a signal and waits for the end; gives the state directory for the next one.
+    pub(crate) fn end(mut self, signal: Signal) -> TempDir {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+        assert_eq!(self.wait(), Some(0));
+        self.state.take().unwrap()
+    }
+
     pub(crate) fn state_file(&self, name: &str) -> PathBuf {
-        self.state.path().join("relay").join(name)
+        self.state.as_ref().unwrap().path().join("relay").join(name)
     }
 
     /// Bytes of the identity.

@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails shall say where")]
 
 mod derp;
+mod kernel;
 mod lab;
 mod udp;

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ed25519_dalek::SigningKey;
 use ghostwire_relay_protocol::control::{
     Action, CHALLENGE_LEN, IntegrityKey, Lease, MIN_REQUEST_LEN, Response, code, write_request,
 };
@@ -16,13 +17,30 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::lab::{PATIENCE, RELAY_V4, RELAY_V6, Relay, in_namespace};
 
-const MAIN: u16 = 3478;
+pub(crate) const MAIN: u16 = 3478;
 
-struct Node<'a> {
-    relay: &'a Relay,
+#[derive(Clone)]
+pub(crate) struct Identity {
+    relay: RelayId,
+    relay_key: [u8; 32],
+    coordinator: SigningKey,
+}
+
+impl Identity {
+    pub(crate) fn of(relay: &Relay) -> Self {
+        Self {
+            relay: RelayId(relay.key("relay_id")),
+            relay_key: relay.key("relay_key"),
+            coordinator: relay.coordinator.clone(),
+        }
+    }
+}
+
+pub(crate) struct Node {
+    relay: Identity,
     id: u64,
     secret: StaticSecret,
-    socket: UdpSocket,
+    pub(crate) socket: UdpSocket,
     sequence: u64,
 }
 
@@ -32,14 +50,14 @@ fn socket(address: &str) -> UdpSocket {
     socket
 }
 
-impl<'a> Node<'a> {
-    fn new(relay: &'a Relay, id: u64, address: &str) -> Self {
+impl Node {
+    pub(crate) fn new(relay: &Relay, id: u64, address: &str) -> Self {
         let secret = StaticSecret::from([u8::try_from(id).unwrap(); 32]);
-        Self { relay, id, secret, socket: socket(address), sequence: 0 }
+        Self { relay: Identity::of(relay), id, secret, socket: socket(address), sequence: 0 }
     }
 
     /// The relay, at the address of this node's family.
-    fn relay_at(&self, port: u16) -> SocketAddr {
+    pub(crate) fn relay_at(&self, port: u16) -> SocketAddr {
         let ip = if self.socket.local_addr().unwrap().is_ipv4() { RELAY_V4 } else { RELAY_V6 };
         SocketAddr::new(ip.parse().unwrap(), port)
     }
@@ -51,13 +69,12 @@ impl<'a> Node<'a> {
         challenge: Option<&[u8; CHALLENGE_LEN]>,
     ) -> Vec<u8> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let relay = RelayId(self.relay.key("relay_id"));
         let token = Token {
             key: KeyNumber(1),
             network: NetworkId(1),
             node: NodeId(self.id),
             grant: peer.map_or(Grant::Allocate, |peer| Grant::Bind { peer: NodeId(peer) }),
-            relay,
+            relay: self.relay.relay,
             rate_kbit: None,
             issued: now - 5,
             expires: now + 3600,
@@ -72,8 +89,7 @@ impl<'a> Node<'a> {
     }
 
     fn key(&self) -> IntegrityKey {
-        let relay = RelayId(self.relay.key("relay_id"));
-        IntegrityKey::for_node(&self.secret, relay, &self.relay.key("relay_key")).unwrap()
+        IntegrityKey::for_node(&self.secret, self.relay.relay, &self.relay.relay_key).unwrap()
     }
 
     fn exchange(&self, action: Action, port: u16, request: &[u8]) -> Response {
@@ -85,7 +101,7 @@ impl<'a> Node<'a> {
         Response::parse(&message, action.method(), TransactionId([1; 12]), &self.key()).unwrap()
     }
 
-    fn ask(&mut self, action: Action, peer: Option<u64>, port: u16) -> Result<Lease, u16> {
+    pub(crate) fn ask(&mut self, action: Action, peer: Option<u64>, port: u16) -> Result<Lease, u16> {
         let request = self.request(action, peer, None);
         let Response::Challenge(challenge) = self.exchange(action, port, &request) else {
             panic!("no challenge")
@@ -98,11 +114,11 @@ impl<'a> Node<'a> {
         }
     }
 
-    fn send(&self, port: u16, bytes: &[u8]) {
+    pub(crate) fn send(&self, port: u16, bytes: &[u8]) {
         self.socket.send_to(bytes, self.relay_at(port)).unwrap();
     }
 
-    fn receive(&self) -> (Vec<u8>, SocketAddr) {
+    pub(crate) fn receive(&self) -> (Vec<u8>, SocketAddr) {
         let mut buffer = [0; 2048];
         let (len, from) = uninterrupted(|| self.socket.recv_from(&mut buffer)).unwrap();
         (buffer[..len].to_vec(), from)
@@ -111,7 +127,7 @@ impl<'a> Node<'a> {
 
 /// Reads again when a child of this process that ended has interrupted it: reading with a time limit is not started
 /// again by the kernel.
-fn uninterrupted<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+pub(crate) fn uninterrupted<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
     loop {
         match read() {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -120,14 +136,14 @@ fn uninterrupted<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Re
     }
 }
 
-fn data(mark: u8, len: usize) -> Vec<u8> {
+pub(crate) fn data(mark: u8, len: usize) -> Vec<u8> {
     let mut bytes = vec![mark; len];
     bytes[..4].copy_from_slice(&[4, 0, 0, 0]);
     bytes
 }
 
 /// Allocates for both and binds both ways; gives their ports.
-fn meet(a: &mut Node<'_>, b: &mut Node<'_>) -> (u16, u16) {
+pub(crate) fn meet(a: &mut Node, b: &mut Node) -> (u16, u16) {
     let port_a = a.ask(Action::Allocate, None, MAIN).unwrap().relayed.port();
     let port_b = b.ask(Action::Allocate, None, MAIN).unwrap().relayed.port();
     assert!(!a.ask(Action::Bind, Some(b.id), port_b).unwrap().peer_bound);

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails shall say where")]
 
 mod attacks;
+mod client;
 mod life;
 mod model;
+mod resume;
 mod world;

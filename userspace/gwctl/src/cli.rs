@@ -272,7 +272,7 @@ pub enum KeyCommand {
     #[command(after_help = KEY_EXAMPLES)]
     Create {
         /// Login of the user who will own the machine
-        #[arg(long, short, required_unless_present = "tags", default_value = "", hide_default_value = true)]
+        #[arg(long, short, required_unless_present_any = ["tags", "relay"], default_value = "", hide_default_value = true)]
         user: String,
         /// Tag of the machine, which then belongs to its tags instead of a person; several: repeat, or use commas
         #[arg(long = "tag", alias = "tags", id = "tags", value_delimiter = ',', value_name = "TAG")]
@@ -283,6 +283,9 @@ pub enum KeyCommand {
         /// Machines that join with it are deleted some time after they go away
         #[arg(long)]
         ephemeral: bool,
+        /// For relays (`ghostwire-relay run --join-key-file`), for as long as it is not revoked, and for no machines
+        #[arg(long, id = "relay", conflicts_with_all = ["user", "tags", "ephemeral", "reusable"])]
+        relay: bool,
         /// How long it can be used: 30m, 12h, 7d or `never`
         #[arg(long, default_value = "1h", value_parser = lifetime, value_name = "TIME")]
         expires: i64,
@@ -301,6 +304,7 @@ const KEY_EXAMPLES: &str = "\
 Examples:
   gwctl key create --user alice@example.com
   gwctl key create --tag tag:server --reusable --expires 7d
+  gwctl key create --relay --expires never
   gwctl up \"$(gwctl key create --user alice@example.com --json | jq -r .join_key)\"";
 
 /// Seconds; -1 for ever.

@@ -61,8 +61,12 @@ pub(super) const BPF_LINKER: &[Package] = &[
 /// What compiling libFuzzer needs.
 pub(super) const FUZZ: &[Package] = &[program("g++", "c++")];
 
+/// What benchmarks compare us with.
+pub(super) const RIVALS: &[Package] = &[program("coturn", "turnserver"), program("util-linux", "taskset")];
+
 /// What nodes, tests and the demo call, inside the virtual machines too.
 pub(super) const NETWORK: &[Package] = &[
+    program("ethtool", "ethtool"),
     program("iproute2", "ip"),
     program("nftables", "nft"),
     program("wireguard-tools", "wg"),

@@ -18,7 +18,11 @@ impl Admin {
         request: CreateAuthKeyRequest,
     ) -> Result<CreateAuthKeyResponse, Status> {
         let tags = checked_tags(&request.tags)?;
-        if request.user.is_empty() && tags.is_empty() {
+        if request.relay && !(request.user.is_empty() && tags.is_empty() && !request.ephemeral) {
+            let message = "a key for relays has no user and no tags, and is not ephemeral";
+            return Err(Refused::Invalid(message.to_owned()).into());
+        }
+        if request.user.is_empty() && tags.is_empty() && !request.relay {
             let message = "an auth key needs a user whose nodes it makes, or tags; use --user or --tags";
             return Err(Refused::Invalid(message.to_owned()).into());
         }
@@ -40,7 +44,8 @@ impl Admin {
                 }
             };
             let created = draft.now();
-            draft.audit("key.create", id.clone(), tags.join(", "));
+            let what = if request.relay { "for relays".to_owned() } else { tags.join(", ") };
+            draft.audit("key.create", id.clone(), what);
             let key = draft.put_key(AuthKeyRecord {
                 id,
                 secret,
@@ -52,6 +57,7 @@ impl Admin {
                 expires: lifetime_ms.map(|lifetime| created.saturating_add(lifetime)),
                 revoked: None,
                 uses: 0,
+                relay: request.relay,
             });
             Ok::<_, Refused>(draft.network().admin_key(&key))
         };

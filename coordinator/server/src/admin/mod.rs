@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::model::{Network, Node, UnixMs};
 use crate::storage::StorageError;
+use crate::relays::Relays;
 use crate::writer::{Handle, WriteError};
 
 mod access;
@@ -38,12 +39,13 @@ pub struct ServerFacts {
 pub struct Admin {
     handle: Handle,
     facts: Arc<ServerFacts>,
+    relays: Relays,
 }
 
 impl Admin {
     /// Serves what `handle` knows.
-    pub fn new(handle: Handle, facts: ServerFacts) -> Self {
-        Self { handle, facts: Arc::new(facts) }
+    pub fn new(handle: Handle, facts: ServerFacts, relays: Relays) -> Self {
+        Self { handle, facts: Arc::new(facts), relays }
     }
 
     fn network(&self) -> Arc<Network> {
@@ -159,6 +161,7 @@ impl v1::admin_service_server::AdminService for Admin {
             policy_version: network.policy.version,
             overlay: Some(network.overlay.into()),
             problems: self.handle.problems(),
+            relays: self.relays.status(),
         }))
     }
 

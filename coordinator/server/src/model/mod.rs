@@ -70,6 +70,15 @@ pub struct AuthKeyRecord {
     pub revoked: Option<UnixMs>,
     /// Machines admitted.
     pub uses: u32,
+    /// Admits relays, and no machines.
+    pub relay: bool,
+}
+
+impl AuthKeyRecord {
+    /// Whether it is neither revoked nor expired.
+    pub fn is_usable(&self, now: UnixMs) -> bool {
+        self.revoked.is_none() && self.expires.is_none_or(|expires| expires > now)
+    }
 }
 
 /// A machine in the mesh.

@@ -95,6 +95,7 @@ impl Network {
             expires_unix_ms: key.expires.unwrap_or_default(),
             revoked_unix_ms: key.revoked.unwrap_or_default(),
             uses: key.uses,
+            relay: key.relay,
         }
     }
 }

@@ -5,7 +5,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::StorageError;
 use super::sqlite::storage_error;
 
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // 1: the tables of the specification, and what else is needed.
     "CREATE TABLE meta (
         key TEXT PRIMARY KEY,
@@ -100,6 +100,8 @@ const STEPS: [&str; 1] = [
         target TEXT NOT NULL,
         detail TEXT NOT NULL
     );",
+    // 2: auth keys for relays.
+    "ALTER TABLE auth_keys ADD COLUMN relay BOOLEAN NOT NULL DEFAULT FALSE;",
 ];
 
 /// Brings the schema up to date.

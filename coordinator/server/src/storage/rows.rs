@@ -134,7 +134,7 @@ fn users(connection: &Connection) -> Result<BTreeMap<String, Arc<User>>, Storage
 
 fn keys(connection: &Connection) -> Result<BTreeMap<String, Arc<AuthKeyRecord>>, StorageError> {
     let sql = format!(
-        "SELECT id, secret_hash, user_id, reusable, ephemeral, tags, uses, {}, {}, {} FROM auth_keys",
+        "SELECT id, secret_hash, user_id, reusable, ephemeral, tags, uses, {}, {}, {}, relay FROM auth_keys",
         from_sql_time("created_at"),
         from_sql_time("expires_at"),
         from_sql_time("revoked_at"),
@@ -160,6 +160,7 @@ fn keys(connection: &Connection) -> Result<BTreeMap<String, Arc<AuthKeyRecord>>,
             created: row.get(7)?,
             expires: row.get(8)?,
             revoked: row.get(9)?,
+            relay: row.get(10)?,
             id,
         };
         Ok(Ok((key.id.clone(), Arc::new(key))))
@@ -337,7 +338,7 @@ fn write_user(connection: &Connection, user: &User) -> rusqlite::Result<()> {
 fn write_key(connection: &Connection, key: &AuthKeyRecord) -> rusqlite::Result<()> {
     let sql = format!(
         "INSERT INTO auth_keys (id, secret_hash, user_id, reusable, ephemeral, tags, uses, created_at, expires_at,
-         revoked_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, {}, {}, {})
+         revoked_at, relay) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, {}, {}, {}, ?11)
          ON CONFLICT (id) DO UPDATE SET uses = excluded.uses, revoked_at = excluded.revoked_at",
         to_sql_time("?8"),
         to_sql_time("?9"),
@@ -356,6 +357,7 @@ fn write_key(connection: &Connection, key: &AuthKeyRecord) -> rusqlite::Result<(
             key.created,
             key.expires,
             key.revoked,
+            key.relay,
         ])
         .map(drop)
 }

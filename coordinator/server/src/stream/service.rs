@@ -25,6 +25,7 @@ use crate::enroll::{self, Application, ApplicationError, MAX_LABEL, Refusal};
 use crate::limits::{ClientAddress, FailureLimit};
 use crate::node_update::NodeUpdate;
 use crate::nonces::{NonceError, Nonces};
+use crate::relays::Relays;
 use crate::writer::{ConnectError, Handle, Presence, WriteError};
 
 /// How long a stream may wait for its first message.
@@ -38,12 +39,20 @@ pub struct Nodes {
     ca: Fingerprint,
     failures: Arc<FailureLimit>,
     times: StreamTimes,
+    relays: Relays,
 }
 
 impl Nodes {
     /// `ca` is the fingerprint that join keys carry.
-    pub fn new(handle: Handle, ca: Fingerprint, nonce_key: [u8; 32], times: StreamTimes) -> Self {
-        Self { handle, ca, times, nonces: Arc::new(Nonces::new(nonce_key)), failures: Arc::default() }
+    pub fn new(
+        handle: Handle,
+        ca: Fingerprint,
+        nonce_key: [u8; 32],
+        times: StreamTimes,
+        relays: Relays,
+    ) -> Self {
+        let nonces = Arc::new(Nonces::new(nonce_key));
+        Self { handle, ca, times, nonces, failures: Arc::default(), relays }
     }
 
     fn prove<M: Provable>(&self, message: &M) -> Result<Proven, Status> {
@@ -75,7 +84,9 @@ impl Nodes {
         let (out, messages) = mpsc::channel(OUTBOUND);
         match self.handle.connect(presence).await {
             Ok(connected) => {
-                let stream = Stream::new(self.handle.clone(), connected, hello.revision, out, self.times);
+                let relays = self.relays.clone();
+                let stream =
+                    Stream::new(self.handle.clone(), connected, hello.revision, out, self.times, relays);
                 tokio::spawn(stream.run(inbound));
             }
             Err(WriteError::Refused(error @ ConnectError::Removed)) => {

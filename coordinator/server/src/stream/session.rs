@@ -8,8 +8,8 @@
 use std::time::Duration;
 
 use ghostwire_proto::v1::{
-    Ack, CoordinatorMessage, Goodbye, KeepAlive, NodeMessage, NodeUpdate as WireUpdate, ReportedStatus,
-    coordinator_message::Message, goodbye::Reason, node_message,
+    Ack, CoordinatorMessage, Goodbye, KeepAlive, NodeMessage, NodeUpdate as WireUpdate, RelayRebind,
+    RelayTokensRequest, ReportedStatus, coordinator_message::Message, goodbye::Reason, node_message,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -21,6 +21,7 @@ use super::delta::{News, Told};
 use super::history::History;
 use crate::clock;
 use crate::node_update::{self, NodeUpdate};
+use crate::relays::Relays;
 use crate::writer::{Connected, Farewell, Handle};
 
 /// Messages between the session and the connection. Small: news wait in the world, not in a queue.
@@ -65,6 +66,7 @@ pub(super) struct Stream {
     revision: u64,
     out: Outbound,
     times: StreamTimes,
+    relays: Relays,
     /// When the node may make the writer work again.
     next_write: Instant,
 }
@@ -87,10 +89,11 @@ impl Stream {
         revision: u64,
         out: Outbound,
         times: StreamTimes,
+        relays: Relays,
     ) -> Self {
         let told = connected.told.take();
         let history = std::mem::take(&mut connected.history);
-        Self { handle, connected, history, told, revision, out, times, next_write: Instant::now() }
+        Self { handle, connected, history, told, revision, out, times, relays, next_write: Instant::now() }
     }
 
     /// Runs until one side ends it.
@@ -121,6 +124,10 @@ impl Stream {
         let mut sent = Instant::now();
         let mut reconcile = Instant::now() + self.times.reconcile;
         let mut news = true;
+        let mut rebind = self.relays.attach(self.connected.node);
+        let mut relays = self.relays.subscribe();
+        // What there is already is news to this node.
+        let mut list_news = !relays.borrow_and_update().relays.is_empty();
         loop {
             if let Some(farewell) = session.farewell() {
                 return End::Goodbye(farewell.clone());
@@ -142,15 +149,31 @@ impl Stream {
                         None => return End::Gone("the node closed the stream"),
                     }
                 }
-                permit = out.reserve(), if news => {
+                permit = out.reserve(), if news || list_news => {
                     let Ok(permit) = permit else { return End::Gone("the connection is closed") };
-                    match self.say() {
-                        Ok(Some(message)) => permit.send(Ok(message)),
-                        Ok(None) => {}
-                        Err(farewell) => return End::Goodbye(farewell),
+                    if news {
+                        match self.say() {
+                            Ok(Some(message)) => permit.send(Ok(message)),
+                            Ok(None) => {}
+                            Err(farewell) => return End::Goodbye(farewell),
+                        }
+                        news = false;
+                    } else {
+                        let list = relays.borrow_and_update().clone();
+                        let message = Message::Relays((*list).clone());
+                        permit.send(Ok(CoordinatorMessage { message: Some(message) }));
+                        list_news = false;
                     }
-                    news = false;
                 }
+                Some(relay) = rebind.recv() => {
+                    let message = Message::RelayRebind(RelayRebind { relay });
+                    // No room: the relay will notice again.
+                    let _ = out.try_send(Ok(CoordinatorMessage { message: Some(message) }));
+                }
+                changed = relays.changed(), if !list_news => match changed {
+                    Ok(()) => list_news = true,
+                    Err(_) => return End::Gone("the server ends"),
+                },
                 _ = keep_alive.tick() => {
                     let message = Message::KeepAlive(KeepAlive { sent_unix_ms: clock::now() });
                     // No room: other messages are on their way and show as well that we live.
@@ -223,6 +246,11 @@ impl Stream {
                 self.handle.report(self.connected.node, enforced_generation, problems).await;
                 Ok(())
             }
+            Some(node_message::Message::RelayTokens(request)) => {
+                self.pace().await;
+                self.relay_tokens(&request).await;
+                Ok(())
+            }
             Some(node_message::Message::Hello(_)) => Err(Status::invalid_argument("a second Hello")),
             // That it came is all that a keep-alive says; nothing is a kind of message that a newer program knows.
             Some(node_message::Message::KeepAlive(_)) | None => Ok(()),
@@ -233,6 +261,15 @@ impl Stream {
     async fn pace(&mut self) {
         sleep_until(self.next_write).await;
         self.next_write = Instant::now() + WRITE_INTERVAL;
+    }
+
+    async fn relay_tokens(&mut self, request: &RelayTokensRequest) {
+        let world = self.handle.world();
+        let Some(view) = world.views.get(&self.connected.node) else { return };
+        let tokens = self.relays.tokens(self.connected.node, &view.visible, request, clock::now());
+        let message = CoordinatorMessage { message: Some(Message::RelayTokens(tokens)) };
+        // A node that does not read is noticed elsewhere.
+        let _ = self.out.send_timeout(Ok(message), self.times.dead_after).await;
     }
 
     async fn update(&mut self, update: &WireUpdate) -> Result<(), Status> {

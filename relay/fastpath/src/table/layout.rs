@@ -4,7 +4,7 @@ use core::sync::atomic::AtomicU64;
 #[cfg(not(target_arch = "bpf"))]
 use core::sync::atomic::Ordering;
 
-use crate::{Endpoint, Ip};
+use crate::{Endpoint, Ip, Pace};
 
 /// Words in a line.
 pub const WORDS: usize = 8;
@@ -40,6 +40,7 @@ pub(super) mod head {
     pub(in crate::table) const SEED: usize = 2;
     pub(in crate::table) const MOVES: usize = 3;
     pub(in crate::table) const PORTS: usize = 4;
+    pub(in crate::table) const FACTORS: [usize; 3] = [5, 6, 7];
 }
 
 /// Words of an entry.
@@ -88,7 +89,7 @@ fn load(word: &AtomicU64) -> u64 {
 pub struct Header {
     /// Logarithm of the number of buckets.
     pub log2_buckets: u32,
-    /// What hashes start with; random, so that nobody can choose addresses that collide.
+    /// What hashes come from; random and secret, so that nobody can choose addresses that collide.
     pub seed: u64,
     /// The main port, where STUN and Allocate are answered. Host byte order.
     pub main_port: u16,
@@ -99,10 +100,24 @@ pub struct Header {
 }
 
 impl Header {
+    /// Whether a port is the relay's: the main port or a relay port.
+    #[inline(always)]
+    pub const fn is_ours(&self, port: u16) -> bool {
+        port == self.main_port || self.is_relay_port(port)
+    }
+
+    /// Whether it is a relay port.
+    #[inline(always)]
+    pub const fn is_relay_port(&self, port: u16) -> bool {
+        port >= self.first_port && port <= self.last_port
+    }
+
+    #[cfg(not(target_arch = "bpf"))]
     pub(super) fn ports_word(&self) -> u64 {
         u64::from(self.main_port) | u64::from(self.first_port) << 16 | u64::from(self.last_port) << 32
     }
 
+    #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "takes words apart")]
     pub(super) const fn from_words(log2_buckets: u64, seed: u64, ports: u64) -> Self {
         Self {
@@ -114,6 +129,7 @@ impl Header {
         }
     }
 
+    #[inline(always)]
     pub(super) const fn mask(&self) -> u32 {
         (1 << (self.log2_buckets & 31)) - 1
     }
@@ -143,34 +159,62 @@ pub struct Pair {
     pub session: u32,
     /// Which version of the pair, for counters and logs.
     pub generation: u32,
+    /// Both ends are behind the same neighbour of the relay: what came from it goes back to it.
+    pub same_way: bool,
+    /// How fast the session may send; see [`crate::pace`].
+    pub pace: Pace,
 }
 
+#[inline(always)]
 const fn ports_word(local: u8, port: u16, endpoint_port: u16) -> u64 {
     port as u64 | (endpoint_port as u64) << 16 | (local as u64) << 32
 }
 
+/// In the ports' word: [`Pair::same_way`].
+const SAME_WAY: u64 = 1 << 39;
+
+/// In the ports' word: where [`Pair::pace`] begins.
+const PACE_SHIFT: u32 = 40;
+
 impl Key {
+    #[inline(always)]
     pub(super) const fn words(&self) -> [u64; 3] {
         let [low, high] = self.source.ip.words();
         [ports_word(self.local, self.port, self.source.port), low, high]
     }
+
+    #[cfg(not(target_arch = "bpf"))]
+    #[expect(clippy::cast_possible_truncation, reason = "takes words apart")]
+    pub(super) const fn from_words([ports, low, high]: [u64; 3]) -> Self {
+        Self {
+            local: (ports >> 32) as u8,
+            port: ports as u16,
+            source: Endpoint { ip: Ip::from_words([low, high]), port: (ports >> 16) as u16 },
+        }
+    }
 }
 
 impl Pair {
+    #[cfg(not(target_arch = "bpf"))]
     pub(super) const fn words(&self) -> [u64; 4] {
         let [low, high] = self.destination.ip.words();
         let last = self.session as u64 | (self.generation as u64) << 32;
-        [ports_word(self.local, self.port, self.destination.port), low, high, last]
+        let same_way = if self.same_way { SAME_WAY } else { 0 };
+        let ports = ports_word(self.local & 0x7F, self.port, self.destination.port);
+        [ports | same_way | (self.pace.0 as u64) << PACE_SHIFT, low, high, last]
     }
 
+    #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "takes words apart")]
     pub(super) const fn from_words([ports, low, high, last]: [u64; 4]) -> Self {
         Self {
-            local: (ports >> 32) as u8,
+            local: (ports >> 32) as u8 & 0x7F,
             port: ports as u16,
             destination: Endpoint { ip: Ip::from_words([low, high]), port: (ports >> 16) as u16 },
             session: last as u32,
             generation: (last >> 32) as u32,
+            same_way: ports & SAME_WAY != 0,
+            pace: Pace((ports >> PACE_SHIFT) as u32),
         }
     }
 }
@@ -185,11 +229,14 @@ pub(super) struct Place {
 impl Place {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "takes a hash apart")]
-    pub(super) const fn of(key: &[u64; 3], header: &Header) -> Self {
-        let mut hash = header.seed;
-        hash = mix(hash ^ key[0]);
-        hash = mix(hash ^ key[1]);
-        hash = mix(hash ^ key[2]);
+    pub(super) const fn of(key: &[u64; 3], header: &Header, factors: &[u64; 3]) -> Self {
+        // The three products do not wait for each other. Who does not know the factors cannot choose keys whose
+        // sums collide.
+        let sum = key[0]
+            .wrapping_mul(factors[0])
+            .wrapping_add(key[1].wrapping_mul(factors[1]))
+            .wrapping_add(key[2].wrapping_mul(factors[2]));
+        let hash = mix(sum ^ header.seed);
         let tag = (hash >> 48) as u16;
         let tag = if tag == 0 { 1 } else { tag };
         let first = hash as u32 & header.mask();
@@ -202,6 +249,12 @@ impl Place {
 pub(super) const fn other_bucket(bucket: u32, tag: u16, header: &Header) -> u32 {
     let step = ((tag as u32).wrapping_mul(0x9E37_79B1) >> 8) & header.mask();
     bucket ^ if step == 0 { 1 } else { step }
+}
+
+/// What the words of keys are multiplied by: odd numbers that follow from the seed.
+#[cfg(not(target_arch = "bpf"))]
+pub(super) const fn factors(seed: u64) -> [u64; 3] {
+    [mix(seed ^ 1) | 1, mix(seed ^ 2) | 1, mix(seed ^ 3) | 1]
 }
 
 /// A bijection of 64 bits in which each input bit reaches all output bits.
@@ -222,6 +275,7 @@ pub(super) const fn tag_in(tags: u64, slot: u32) -> u16 {
 }
 
 /// A bucket's word with another tag in a slot.
+#[cfg(not(target_arch = "bpf"))]
 pub(super) const fn with_tag(tags: u64, slot: u32, tag: u16) -> u64 {
     let shift = slot * TAG_BITS;
     tags & !(0xFFFF << shift) | (tag as u64) << shift

@@ -4,7 +4,7 @@
 //! table is a flat array of 64-byte [`Line`]s, so that it fits a BPF array map and an entry fits a cache line:
 //!
 //! ```text
-//! line 0           header: magic, size, seed, moves, ports
+//! line 0           header: magic, size, seed, moves, ports, factors of the hash
 //! lines 1, 2       the relay's own addresses, as the index `local` counts them
 //! lines 3..        one word of tags per bucket: four tags of 16 bits, 0: the slot is free
 //! then             four lines per bucket: the entries
@@ -37,6 +37,6 @@ mod reader;
 mod writer;
 
 pub use layout::{Header, Key, Line, MAX_LOCALS, Pair, WORDS, lines_needed};
-pub use reader::{Busy, Lines, header, local_index, lookup};
+pub use reader::{Busy, Head, Lines, header, local, local_index, lookup};
 #[cfg(not(target_arch = "bpf"))]
-pub use writer::{Full, Writer};
+pub use writer::{Full, NotThis, Writer};

@@ -2,7 +2,7 @@
 
 use super::layout::{
     Header, Key, Line, MAGIC, MAX_LOCALS, MAX_LOG2_BUCKETS, MIN_LOG2_BUCKETS, Pair, Place, SLOTS, entry,
-    entry_at, head, local_at, other_bucket, tag_in, tags_at, with_tag,
+    entry_at, factors, head, local_at, other_bucket, tag_in, tags_at, with_tag,
 };
 use super::reader::{self, Lines};
 use crate::Ip;
@@ -14,11 +14,16 @@ const SEARCH: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
+/// The memory holds another table, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotThis;
+
 /// The one who writes. It keeps nothing outside of the table.
 #[derive(Debug)]
 pub struct Writer<T> {
     table: T,
     header: Header,
+    factors: [u64; 3],
 }
 
 /// Where an entry is.
@@ -62,8 +67,66 @@ impl<T: Lines> Writer<T> {
         line.store(head::LOG2_BUCKETS, u64::from(header.log2_buckets));
         line.store(head::SEED, header.seed);
         line.store(head::PORTS, header.ports_word());
+        let factors = factors(header.seed);
+        for (word, factor) in head::FACTORS.into_iter().zip(factors) {
+            line.store(word, factor);
+        }
         line.store(head::MAGIC, MAGIC);
-        Ok(Self { table, header })
+        Ok(Self { table, header, factors })
+    }
+
+    /// Goes on with a table that another writer has left, which must be gone: a relay that was restarted. What is
+    /// read goes on without a break. [`NotThis`]: it is no table, or one for other ports, sizes or addresses; the
+    /// seed may be any.
+    pub fn adopt(table: T, header: &Header, locals: &[Ip]) -> Result<Self, NotThis> {
+        let found = reader::header(&table).ok_or(NotThis)?;
+        let wanted = Header { seed: found.seed, ..*header };
+        let all_there = table.line(entry_at(&found, found.mask(), SLOTS - 1)).is_some();
+        let same_locals =
+            (0..MAX_LOCALS).all(|at| reader::local(&table, at) == locals.get(usize::from(at)).copied());
+        if found != wanted || !all_there || !same_locals {
+            return Err(NotThis);
+        }
+        let writer = Self { table, header: found, factors: factors(found.seed) };
+        writer.tidy();
+        Ok(writer)
+    }
+
+    /// Takes away what a writer that was killed left half done: entries half written, and the old one of two for
+    /// the same key.
+    fn tidy(&self) {
+        for bucket in 0..=self.header.mask() {
+            for slot in 0..SLOTS {
+                let at = Slot { bucket, slot };
+                if tag_in(self.tags(bucket), slot) == 0 {
+                    continue;
+                }
+                let key = self.entry(at).and_then(reader::read).map(|(key, _)| key);
+                let lookup = key.map(|key| self.find_words(&key));
+                if lookup != Some(Some(at)) {
+                    self.set_tag(at, 0);
+                    self.count_move();
+                }
+            }
+        }
+    }
+
+    /// All keys and where they lead, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = (Key, Pair)> {
+        (0..=self.header.mask()).flat_map(move |bucket| {
+            (0..SLOTS).filter_map(move |slot| {
+                if tag_in(self.tags(bucket), slot) == 0 {
+                    return None;
+                }
+                let (key, pair) = reader::read(self.entry(Slot { bucket, slot })?)?;
+                Some((Key::from_words(key), Pair::from_words(pair)))
+            })
+        })
+    }
+
+    /// What the table was made with.
+    pub fn header(&self) -> &Header {
+        &self.header
     }
 
     /// The table, to read.
@@ -81,7 +144,7 @@ impl<T: Lines> Writer<T> {
     /// Adds a key, or gives it another value. On [`Full`] nothing has changed.
     pub fn insert(&mut self, key: &Key, pair: &Pair) -> Result<(), Full> {
         let words = key.words();
-        let place = Place::of(&words, &self.header);
+        let place = Place::of(&words, &self.header, &self.factors);
         let old = self.find(key);
         // A free slot in the old one's bucket first: then one store switches from old to new.
         let free = old.and_then(|old| self.free_in(old.bucket));
@@ -149,13 +212,16 @@ impl<T: Lines> Writer<T> {
     }
 
     fn find(&self, key: &Key) -> Option<Slot> {
-        let words = key.words();
-        let place = Place::of(&words, &self.header);
+        self.find_words(&key.words())
+    }
+
+    fn find_words(&self, words: &[u64; 3]) -> Option<Slot> {
+        let place = Place::of(words, &self.header, &self.factors);
         place.buckets.into_iter().find_map(|bucket| {
             let tags = self.tags(bucket);
             (0..SLOTS).map(|slot| Slot { bucket, slot }).find(|at| {
                 let entry = || self.entry(*at).and_then(reader::read);
-                tag_in(tags, at.slot) == place.tag && entry().is_some_and(|(key, _)| key == words)
+                tag_in(tags, at.slot) == place.tag && entry().is_some_and(|(key, _)| key == *words)
             })
         })
     }

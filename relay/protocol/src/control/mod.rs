@@ -6,6 +6,7 @@
 //! | method | sent to | token | effect |
 //! |---|---|---|---|
 //! | [`ALLOCATE`] | main port | allocate | the node has a relay port from now on; the same one if it had one |
+//! | [`LOOKUP`] | main port | bind | none; tells the peer's relay port, if it has one |
 //! | [`BIND`] | the peer's relay port | bind | the source of this request is the node's address towards that peer |
 //! | [`REFRESH`] | either | as above | prolongs what is there; refused from an address that is not bound |
 //! | [`RELEASE`] | either | as above | ends the leg, or the port with all its legs |
@@ -51,6 +52,8 @@ pub const BIND: Method = Method::own(0x802);
 pub const REFRESH: Method = Method::own(0x803);
 /// Gives back.
 pub const RELEASE: Method = Method::own(0x804);
+/// Asks for a peer's relay port.
+pub const LOOKUP: Method = Method::own(0x805);
 
 /// TOKEN: a [`crate::token`], 160 bytes. In every request.
 pub const TOKEN: Kind = Kind(0x7E01);

@@ -1,8 +1,8 @@
 //! Requests.
 
 use super::{
-    ALLOCATE, BIND, CHALLENGE, CHALLENGE_LEN, IntegrityKey, MIN_REQUEST_LEN, PADDING, REFRESH, RELEASE,
-    SEQUENCE, TOKEN,
+    ALLOCATE, BIND, CHALLENGE, CHALLENGE_LEN, IntegrityKey, LOOKUP, MIN_REQUEST_LEN, PADDING, REFRESH,
+    RELEASE, SEQUENCE, TOKEN,
 };
 use crate::stun::{Class, Fingerprint, Full, Kind, Message, Method, TransactionId, Writer};
 use crate::token::TOKEN_LEN;
@@ -21,6 +21,8 @@ pub enum Action {
     Refresh,
     /// [`RELEASE`]
     Release,
+    /// [`LOOKUP`]
+    Lookup,
 }
 
 impl Action {
@@ -31,6 +33,7 @@ impl Action {
             BIND => Some(Self::Bind),
             REFRESH => Some(Self::Refresh),
             RELEASE => Some(Self::Release),
+            LOOKUP => Some(Self::Lookup),
             _ => None,
         }
     }
@@ -42,6 +45,7 @@ impl Action {
             Self::Bind => BIND,
             Self::Refresh => REFRESH,
             Self::Release => RELEASE,
+            Self::Lookup => LOOKUP,
         }
     }
 }

@@ -332,6 +332,8 @@ impl Session {
             }
             Some(Incoming::Goodbye(goodbye)) => self.on_goodbye(now, &goodbye),
             Some(Incoming::KeepAlive(_)) => self.backoff.reset(),
+            // The daemon does not use relays yet.
+            Some(Incoming::RelayTokens(_) | Incoming::RelayRebind(_) | Incoming::Relays(_)) => {}
             // A newer coordinator may have more to say.
             None => {}
         }

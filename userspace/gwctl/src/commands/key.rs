@@ -15,8 +15,9 @@ use crate::output::units::{now_ms, until};
 pub(super) async fn run(context: &Context, command: KeyCommand) -> Outcome {
     let mut server = connect::server(&context.global.server_socket).await?;
     match command {
-        KeyCommand::Create { user, tags, reusable, ephemeral, expires } => {
-            let request = CreateAuthKeyRequest { user, reusable, ephemeral, tags, lifetime_seconds: expires };
+        KeyCommand::Create { user, tags, reusable, ephemeral, relay, expires } => {
+            let request =
+                CreateAuthKeyRequest { user, reusable, ephemeral, tags, lifetime_seconds: expires, relay };
             let answer = server.create_auth_key(request).await;
             let created =
                 answer.map_err(|status| Failure::of_status("create a join key", &status))?.into_inner();
@@ -30,6 +31,13 @@ pub(super) async fn run(context: &Context, command: KeyCommand) -> Outcome {
                 } else {
                     format!("it expires {until}")
                 };
+                if key.relay {
+                    return format!(
+                        "Join key {} for relays, shown only now; {until}. Put it into a file on the relay's machine:\n\n  \
+                         {}\n\nand start it with ghostwire-relay run --join-key-file FILE",
+                        key.id, created.join_key
+                    );
+                }
                 format!(
                     "Join key {} for {what}, shown only now; {until}. On the machine:\n\n  gwctl up {}",
                     key.id, created.join_key
@@ -63,10 +71,14 @@ fn list(context: &Context, keys: &[Key]) -> String {
         let (state, style) = match () {
             () if key.revoked_unix_ms != 0 => ("revoked", Style::Dim),
             () if key.expires_unix_ms != 0 && key.expires_unix_ms <= now => ("expired", Style::Dim),
-            () if !key.reusable && key.uses > 0 => ("used", Style::Dim),
+            () if !key.reusable && !key.relay && key.uses > 0 => ("used", Style::Dim),
             () => ("valid", Style::Good),
         };
-        let mut kind = vec![if key.reusable { "reusable" } else { "single use" }];
+        let mut kind = vec![match (key.relay, key.reusable) {
+            (true, _) => "for relays",
+            (false, true) => "reusable",
+            (false, false) => "single use",
+        }];
         if key.ephemeral {
             kind.push("ephemeral");
         }

@@ -396,6 +396,7 @@ pub struct Key {
     pub expires_unix_ms: i64,
     pub revoked_unix_ms: i64,
     pub uses: u32,
+    pub relay: bool,
 }
 
 impl From<&v1::AuthKey> for Key {
@@ -410,6 +411,7 @@ impl From<&v1::AuthKey> for Key {
             expires_unix_ms: key.expires_unix_ms,
             revoked_unix_ms: key.revoked_unix_ms,
             uses: key.uses,
+            relay: key.relay,
         }
     }
 }
