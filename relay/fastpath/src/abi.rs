@@ -106,8 +106,8 @@ impl Counter {
 /// How many counters there are.
 pub const COUNTERS_LEN: usize = Counter::ALL.len();
 
-/// Packets and bytes of each.
-pub type CounterWords = [[u64; 2]; COUNTERS_LEN];
+/// Packets and bytes of each, one after the other. Flat: maps of arrays of arrays are not made everywhere.
+pub type CounterWords = [u64; 2 * COUNTERS_LEN];
 
 /// What the program is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

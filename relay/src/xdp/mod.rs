@@ -222,10 +222,10 @@ impl Xdp {
     }
 
     /// Packets and bytes by what became of them, over all processors.
-    pub fn counters(&self) -> Result<CounterWords, XdpError> {
+    pub fn counters(&self) -> Result<[[u64; 2]; COUNTERS_LEN], XdpError> {
         let mut sums = [[0; 2]; COUNTERS_LEN];
         for Counters(each) in self.counters.get(&0, 0)?.iter() {
-            for (sum, value) in sums.iter_mut().flatten().zip(each.iter().flatten()) {
+            for (sum, value) in sums.iter_mut().flatten().zip(each) {
                 *sum += value;
             }
         }

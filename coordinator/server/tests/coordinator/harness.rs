@@ -56,7 +56,8 @@ impl Files {
     pub(crate) fn command(&self, listen: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ghostwire-server"));
         command
-            .args(["run", "--listen", listen, "--state-dir"])
+            // Relays have a test of their own; here they would listen on this machine's own addresses.
+            .args(["run", "--listen", listen, "--relay", "off", "--state-dir"])
             .arg(self.state())
             .arg("--socket")
             .arg(self.socket());
@@ -283,6 +284,9 @@ impl Stream {
                     assert!(delta.revision > delta.base_revision);
                     apply(&mut self.known, delta);
                     delta.revision
+                }
+                Message::Relays(_) | Message::RelayTokens(_) | Message::RelayRebind(_) => {
+                    return Ok(Some(message));
                 }
             };
             if self.acknowledge {

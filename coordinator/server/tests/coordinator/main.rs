@@ -15,6 +15,8 @@ mod harness;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
+mod relays;
+#[cfg(test)]
 mod strangers;
 #[cfg(test)]
 mod stream;
