@@ -118,9 +118,11 @@ struct Task {
     /// When to send next. `None`: not without a token.
     at: Option<Duration>,
     pause: Duration,
+    /// Of the request that waits for an answer.
     transaction: Option<TransactionId>,
+    /// What the relay wants to see again, and the port that it is for.
     challenge: Option<([u8; CHALLENGE_LEN], SocketAddr)>,
-    /// Whether the request that waits for an answer has been repeated with the same transaction.
+    /// Of the request that waits for an answer; repetitions have the same.
     sequence: u64,
 }
 
@@ -429,10 +431,10 @@ impl Client {
         }
         task.rest(Action::Allocate, Some(now + half(lease)));
         self.events.push_back(Event::Allocated { relayed: lease.relayed, mapped: lease.mapped });
-        // Lookups wait for nothing, but binding needs the port.
+        // Who was refused for want of a port need not wait any longer.
         let waiting = self.peers.values_mut().filter(|peer| peer.wanted && peer.bound.is_none());
         for peer in waiting {
-            if peer.task.at.is_some_and(|at| at > now) {
+            if peer.task.transaction.is_none() && peer.task.at.is_some_and(|at| at > now) {
                 peer.task.restart(peer.task.action, now);
             }
         }

@@ -15,6 +15,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use aya::Ebpf;
+use aya::programs::{Xdp, XdpMode};
+use ghostwire_relay::xdp::OBJECT;
 use ghostwire_relay_protocol::control::Action;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
@@ -45,6 +48,8 @@ struct World {
     a: Namespace,
     b: Namespace,
     relay: Namespace,
+    /// The router's, kept because a namespace that nobody has ends.
+    _router: Option<(Namespace, Ebpf)>,
     pins: PathBuf,
 }
 
@@ -61,11 +66,12 @@ fn cable(here: &str, there: &str, namespace: &Namespace, world: &Namespace, addr
     for (device, namespace, addresses) in [(here, world, addresses[0]), (there, namespace, addresses[1])] {
         namespace.enter();
         for address in addresses {
-            ip(&["address", "add", address, "dev", device, "nodad"]);
+            let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+            ip(&[&["address", "add", address, "dev", device], nodad].concat());
         }
         ip(&["link", "set", device, "up"]);
-        // Frames that an XDP program sends back are taken only by a device with NAPI, and a checksum that a network
-        // card is yet to compute is none.
+        // Frames that an XDP program redirects are taken only by a device with NAPI, and a checksum that a network card
+        // is yet to compute is none.
         run(&format!("ethtool -K {device} gro on tx off"));
     }
 }
@@ -80,6 +86,16 @@ fn forward() {
     for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         std::fs::write(Path::new("/proc/sys/net").join(file), "1").unwrap();
     }
+}
+
+/// veth delivers what an XDP program sends back only to an end that has a program, too. Ours without a table passes
+/// everything.
+fn pass_everything(device: &str) -> Ebpf {
+    let mut ebpf = Ebpf::load(OBJECT).unwrap();
+    let program: &mut Xdp = ebpf.program_mut("relay").unwrap().try_into().unwrap();
+    program.load().unwrap();
+    program.attach(device, XdpMode::Driver).unwrap();
+    ebpf
 }
 
 fn pins() -> PathBuf {
@@ -97,6 +113,7 @@ impl World {
         cable("wb", "b0", &b, &world, [&["198.51.101.254/24", "2001:db8:b::fe/64"], &["198.51.101.1/24", "2001:db8:b::1/64"]]);
         world.enter();
         forward();
+        let passing = pass_everything("wr");
         ip(&["route", "add", "203.0.113.1/32", "via", "192.0.2.2"]);
         ip(&["-6", "route", "add", "2001:db8::1/128", "via", "2001:db8:ff::2"]);
         default_routes(&a, "a0", "198.51.100.254", "2001:db8:a::fe");
@@ -104,7 +121,7 @@ impl World {
         default_routes(&relay, "r0", "192.0.2.1", "2001:db8:ff::1");
         ip(&["address", "add", "203.0.113.1/32", "dev", "r0"]);
         ip(&["-6", "address", "add", "2001:db8::1/128", "dev", "r0", "nodad"]);
-        Self { a, b, relay, pins: pins() }
+        Self { a, b, relay, _router: Some((world, passing)), pins: pins() }
     }
 
     /// The relay has a network card towards each of the two.
@@ -118,7 +135,7 @@ impl World {
         forward();
         ip(&["address", "add", "203.0.113.1/32", "dev", "ra"]);
         ip(&["-6", "address", "add", "2001:db8::1/128", "dev", "ra", "nodad"]);
-        Self { a, b, relay, pins: pins() }
+        Self { a, b, relay, _router: None, pins: pins() }
     }
 
     fn start(&self, state: TempDir, extra: &[&str]) -> Relay {

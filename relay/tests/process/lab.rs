@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// Nothing takes so long unless it is broken.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) const RELAY_V4: &str = "203.0.113.1";
 pub(crate) const RELAY_V6: &str = "2001:db8::1";

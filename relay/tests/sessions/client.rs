@@ -62,7 +62,8 @@ fn run(world: &mut World, sides: &mut [Side], time: Duration, lossy: Option<u32>
                 let answer = world.send(transmit.to.port(), side.at, &transmit.bytes);
                 count += 1;
                 if let (Some(answer), false) = (answer, lost(count)) {
-                    assert!(side.client.handle_input(world.now.monotonic, transmit.to, &answer));
+                    let taken = side.client.handle_input(world.now.monotonic, transmit.to, &answer);
+                    assert!(taken, "{:?} {transmit:?}", side.client);
                 }
             }
             while let Some(event) = side.client.poll_event() {

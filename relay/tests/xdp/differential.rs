@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ghostwire_relay::sessions::config::Limits;
 use ghostwire_relay_fastpath::abi::Counter;
 use ghostwire_relay_fastpath::frame::checksum;
 use rand::rngs::StdRng;
@@ -274,7 +275,7 @@ fn only_the_bound_source_gets_through() {
 #[test]
 fn sessions_have_limits_in_the_kernel_too() {
     let mut rng = StdRng::seed_from_u64(6);
-    let mut lab = Lab::new(10, 3);
+    let mut lab = Lab::with(10, 3, &Limits::default());
     let at: SocketAddr = "203.0.113.1:50001".parse().unwrap();
     let spec = Spec::new("198.51.100.1:1111".parse().unwrap(), at, payload_of(1000, &mut rng));
     lab.bind(&spec, "198.51.100.2:2222".parse().unwrap(), 0, 50_002);

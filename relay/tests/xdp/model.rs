@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use aya::programs::{TestRun as _, TestRunOptions};
+use ghostwire_relay::limits::Rate;
 use ghostwire_relay::sessions::config::Limits;
 use ghostwire_relay::table::MapTable;
 use ghostwire_relay::xdp::{Xdp, settings};
@@ -30,9 +31,16 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
+    /// Without a limit of handshakes, which random frames are many of.
     pub(crate) fn new(entries: u32, seed: u64) -> Self {
+        let mut limits = Limits::default();
+        limits.session.handshakes = Rate { per_second: 1_000_000_000, burst: 1_000_000_000 };
+        Self::with(entries, seed, &limits)
+    }
+
+    pub(crate) fn with(entries: u32, seed: u64, limits: &Limits) -> Self {
         let (lines, log2_buckets) = lines_needed(entries).unwrap();
-        let xdp = Xdp::detached(lines, &settings(&Limits::default())).expect("the program, loaded as root");
+        let xdp = Xdp::detached(lines, &settings(limits)).expect("the program, loaded as root");
         let header = Header { log2_buckets, seed, main_port: MAIN, first_port: 50_000, last_port: 50_099 };
         let locals = LOCALS.map(|ip| Ip::from(ip.parse::<IpAddr>().unwrap()));
         let table = Writer::format(xdp.table().clone(), header, &locals).unwrap();
