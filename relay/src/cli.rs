@@ -151,7 +151,12 @@ pub(crate) struct RunArgs {
     pub(crate) tls_key: Option<PathBuf>,
 
     /// Where metrics are served over HTTP, for Prometheus, or `off`.
-    #[arg(long, value_name = "ADDR", env = "GHOSTWIRE_RELAY_METRICS_LISTEN", default_value = "127.0.0.1:9478")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "GHOSTWIRE_RELAY_METRICS_LISTEN",
+        default_value = "127.0.0.1:9478"
+    )]
     pub(crate) metrics_listen: Listen,
 
     /// Who may use DERP: a file with one public key per line. Without it, nobody may.

@@ -235,7 +235,8 @@ fn load(watch: &Watch) -> RelayLoad {
 /// Reads a join key from a file.
 pub fn join_key_from(file: &std::path::Path) -> anyhow::Result<JoinKey> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    ghostwire_proto::join_key::parse(text.trim()).with_context(|| format!("{} holds no join key", file.display()))
+    ghostwire_proto::join_key::parse(text.trim())
+        .with_context(|| format!("{} holds no join key", file.display()))
 }
 
 #[cfg(test)]

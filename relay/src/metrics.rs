@@ -94,7 +94,11 @@ pub fn text(watch: &Watch) -> String {
         ("nodes", "Nodes that have a relay port.", load.nodes as u64),
         ("pairs", "Pairs of nodes that carry traffic.", load.pairs as u64),
         ("derp_clients", "Clients of the stream relay.", load.clients as u64),
-        ("load_permille", "Share of the relay's room that is taken, where it is scarcest.", load.permille.into()),
+        (
+            "load_permille",
+            "Share of the relay's room that is taken, where it is scarcest.",
+            load.permille.into(),
+        ),
         ("draining", "Whether the relay is about to stop.", load.draining.into()),
     ];
     for (name, help, value) in gauges {

@@ -78,7 +78,8 @@ impl Watch {
         let (nodes, pairs) = self.plane.load();
         let clients = self.derp.clients();
         let config = self.plane.config();
-        let share = |used: usize, room: usize| u32::try_from(used * 1000 / room.max(1)).unwrap_or(1000).min(1000);
+        let share =
+            |used: usize, room: usize| u32::try_from(used * 1000 / room.max(1)).unwrap_or(1000).min(1000);
         let permille = share(nodes, config.ports.len())
             .max(share(pairs, config.limits.pairs as usize))
             .max(share(clients, self.derp.limits().connections));

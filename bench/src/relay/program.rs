@@ -7,6 +7,8 @@ use std::ptr;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::lab::RELAY_IP;
+
 const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP: libc::c_long = 1;
 const MAP_UPDATE: libc::c_long = 2;
@@ -113,6 +115,8 @@ const LOAD_U64: u8 = 0x79;
 const STORE_U16: u8 = 0x6b;
 const STORE_U32: u8 = 0x63;
 const STORE_U64: u8 = 0x7b;
+const STORE_IMMEDIATE_U16: u8 = 0x6a;
+const STORE_IMMEDIATE_U32: u8 = 0x62;
 const MOVE: u8 = 0xbf;
 const MOVE_IMMEDIATE: u8 = 0xb7;
 const ADD: u8 = 0x0f;
@@ -279,6 +283,9 @@ impl Generator {
             instruction(STORE_U32, 2, 4, 26, 0),
             instruction(SHIFT_RIGHT_IMMEDIATE, 4, 0, 0, 32),
             instruction(STORE_U32, 2, 4, 34, 0),
+            // Pages come back as the relay has left them: time to live and destination have to be restored.
+            instruction(STORE_IMMEDIATE_U16, 2, 0, 22, i32::from(u16::from_ne_bytes([64, 17]))),
+            instruction(STORE_IMMEDIATE_U32, 2, 0, 30, i32::from_ne_bytes(RELAY_IP.octets())),
         ]);
         code.extend(constant(XDP_TX));
         Ok(Self { program: load(&code)?, _flows: memory })

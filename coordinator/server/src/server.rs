@@ -123,7 +123,19 @@ pub async fn start(args: RunArgs) -> anyhow::Result<Server> {
         tokio::spawn(renew(identity, stopping)),
     ];
     let relaying = relay.as_ref().map_or_else(|| "no relay".to_owned(), ToString::to_string);
-    Ok(Server { listen, advertised, ca, relaying, stop, handle, tasks, writer, relay, socket: args.socket, _state: state })
+    Ok(Server {
+        listen,
+        advertised,
+        ca,
+        relaying,
+        stop,
+        handle,
+        tasks,
+        writer,
+        relay,
+        socket: args.socket,
+        _state: state,
+    })
 }
 
 impl Server {

@@ -108,9 +108,27 @@ impl World {
     /// One router between all.
     fn routed() -> Self {
         let (a, b, relay, world) = (Namespace::new(), Namespace::new(), Namespace::new(), Namespace::new());
-        cable("wr", "r0", &relay, &world, [&["192.0.2.1/24", "2001:db8:ff::1/64"], &["192.0.2.2/24", "2001:db8:ff::2/64"]]);
-        cable("wa", "a0", &a, &world, [&["198.51.100.254/24", "2001:db8:a::fe/64"], &["198.51.100.1/24", "2001:db8:a::1/64"]]);
-        cable("wb", "b0", &b, &world, [&["198.51.101.254/24", "2001:db8:b::fe/64"], &["198.51.101.1/24", "2001:db8:b::1/64"]]);
+        cable(
+            "wr",
+            "r0",
+            &relay,
+            &world,
+            [&["192.0.2.1/24", "2001:db8:ff::1/64"], &["192.0.2.2/24", "2001:db8:ff::2/64"]],
+        );
+        cable(
+            "wa",
+            "a0",
+            &a,
+            &world,
+            [&["198.51.100.254/24", "2001:db8:a::fe/64"], &["198.51.100.1/24", "2001:db8:a::1/64"]],
+        );
+        cable(
+            "wb",
+            "b0",
+            &b,
+            &world,
+            [&["198.51.101.254/24", "2001:db8:b::fe/64"], &["198.51.101.1/24", "2001:db8:b::1/64"]],
+        );
         world.enter();
         forward();
         let passing = pass_everything("wr");
@@ -127,8 +145,20 @@ impl World {
     /// The relay has a network card towards each of the two.
     fn two_cards() -> Self {
         let (a, b, relay) = (Namespace::new(), Namespace::new(), Namespace::new());
-        cable("ra", "a0", &a, &relay, [&["198.51.100.254/24", "2001:db8:a::fe/64"], &["198.51.100.1/24", "2001:db8:a::1/64"]]);
-        cable("rb", "b0", &b, &relay, [&["198.51.101.254/24", "2001:db8:b::fe/64"], &["198.51.101.1/24", "2001:db8:b::1/64"]]);
+        cable(
+            "ra",
+            "a0",
+            &a,
+            &relay,
+            [&["198.51.100.254/24", "2001:db8:a::fe/64"], &["198.51.100.1/24", "2001:db8:a::1/64"]],
+        );
+        cable(
+            "rb",
+            "b0",
+            &b,
+            &relay,
+            [&["198.51.101.254/24", "2001:db8:b::fe/64"], &["198.51.101.1/24", "2001:db8:b::1/64"]],
+        );
         default_routes(&a, "a0", "198.51.100.254", "2001:db8:a::fe");
         default_routes(&b, "b0", "198.51.101.254", "2001:db8:b::fe");
         relay.enter();
@@ -224,9 +254,7 @@ fn between_network_cards_datagrams_follow_the_kernels_routes() {
         let world = World::two_cards();
         let cards = ["--xdp", "native", "--xdp-interface", "ra,rb"];
         let relay = world.start(TempDir::new().unwrap(), &cards);
-        for (at_a, at_b) in
-            [("198.51.100.1:0", "198.51.101.1:0"), ("[2001:db8:a::1]:0", "198.51.101.1:0")]
-        {
+        for (at_a, at_b) in [("198.51.100.1:0", "198.51.101.1:0"), ("[2001:db8:a::1]:0", "198.51.101.1:0")] {
             let (mut a, mut b) = world.nodes(&relay, at_a, at_b);
             let ports = meet(&mut a, &mut b);
             let before = world.xdp("routed");

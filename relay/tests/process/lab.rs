@@ -59,7 +59,10 @@ pub(crate) struct Relay {
 impl Relay {
     /// Everything in userspace.
     pub(crate) fn start(extra: &[&str]) -> Self {
-        Self::start_in(TempDir::new().unwrap(), &[&["--xdp", "off", "--metrics-listen", "off"], extra].concat())
+        Self::start_in(
+            TempDir::new().unwrap(),
+            &[&["--xdp", "off", "--metrics-listen", "off"], extra].concat(),
+        )
     }
 
     /// With a state directory that may have been another relay's.

@@ -9,8 +9,8 @@ use thiserror::Error;
 use tonic::{Request, Response, Status};
 
 use crate::model::{Network, Node, UnixMs};
-use crate::storage::StorageError;
 use crate::relays::Relays;
+use crate::storage::StorageError;
 use crate::writer::{Handle, WriteError};
 
 mod access;

@@ -123,7 +123,8 @@ async fn launch(
     let derp_key = keys.derp.public();
     let acceptor = Identity::own(&directory, &names)?.acceptor(derp_key)?;
     let description = description(args, &config, &keys, port)?;
-    let observer = Arc::new(Notices { handle: handle.clone(), relays: relays.clone(), stream: OnceLock::new() });
+    let observer =
+        Arc::new(Notices { handle: handle.clone(), relays: relays.clone(), stream: OnceLock::new() });
     let kernel = args.relay_xdp.then(|| kernel(&config, &directory)).transpose()?;
     let server = Server::start(Options {
         secrets: Secrets {

@@ -56,7 +56,9 @@ pub enum RelayError {
     #[error("the relay's {0} is missing or malformed")]
     Malformed(&'static str),
     /// Another auth key registered a relay with this id.
-    #[error("a relay with this id is registered with another auth key; give each relay a state directory of its own")]
+    #[error(
+        "a relay with this id is registered with another auth key; give each relay a state directory of its own"
+    )]
     Taken,
     /// Too many.
     #[error("there are {MAX_RELAYS} relays already")]
@@ -192,7 +194,9 @@ impl Relays {
             None if state.known.len() >= MAX_RELAYS => return Err(RelayError::TooMany),
             _ => {}
         }
-        let taken = |number: u32| state.known.iter().any(|(other, known)| *other != id && known.relay.number == number);
+        let taken = |number: u32| {
+            state.known.iter().any(|(other, known)| *other != id && known.relay.number == number)
+        };
         relay.number = number_of(id, taken);
         state.next_stream += 1;
         let stream = state.next_stream;

@@ -52,12 +52,14 @@ impl RelayStreams {
     }
 
     fn admit(&self, hello: RelayHello) -> Result<StreamId, Status> {
-        let key = AuthKey::parse(&hello.auth_key).map_err(|error| Status::unauthenticated(error.to_string()))?;
+        let key =
+            AuthKey::parse(&hello.auth_key).map_err(|error| Status::unauthenticated(error.to_string()))?;
         let world = self.handle.world();
         let key = usable_relay_key(&world.network, &key, clock::now())
             .map_err(|refusal: Refusal| Status::unauthenticated(refusal.to_string()))?;
         let relay = hello.relay.ok_or_else(|| Status::invalid_argument("a relay describes itself"))?;
-        let description = Description::parse(relay).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let description =
+            Description::parse(relay).map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.relays
             .connect(description, &key.id, &hello.version)
             .map_err(|error| Status::failed_precondition(error.to_string()))

@@ -42,7 +42,10 @@ impl Signer {
         let mut bytes = Zeroizing::new([0; 32]);
         match std::fs::read_to_string(&path).map(Zeroizing::new) {
             Ok(text) => hex::decode_to_slice(text.trim(), bytes.as_mut_slice()).with_context(|| {
-                format!("{} is damaged; restore it from a backup, or remove it to get a new one", path.display())
+                format!(
+                    "{} is damaged; restore it from a backup, or remove it to get a new one",
+                    path.display()
+                )
             })?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 rand::fill(bytes.as_mut_slice());

@@ -161,7 +161,8 @@ async fn keys_for_relays_and_keys_for_machines_are_not_the_same() {
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
     let refused = Machine::new("one").enroll(&relays).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
-    let wrong = v1::CreateAuthKeyRequest { relay: true, user: "alice@example.com".to_owned(), ..Default::default() };
+    let wrong =
+        v1::CreateAuthKeyRequest { relay: true, user: "alice@example.com".to_owned(), ..Default::default() };
     assert_eq!(admin.0.create_auth_key(wrong).await.unwrap_err().code(), Code::InvalidArgument);
 }
 
