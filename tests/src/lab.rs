@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+use crate::nat::Network;
 use crate::netns::Netns;
 
 /// Distinguishes the labs of one process.
@@ -35,6 +36,12 @@ pub struct Host {
     pub netns: Netns,
     /// Its IPv4 address on the uplink.
     pub address: String,
+    /// Its IPv6 address on the uplink, if there is nothing between it and the bridge.
+    pub v6: Option<String>,
+    /// What is between it and the bridge, the nearest last.
+    pub routers: Vec<Netns>,
+    /// Port of the bridge behind which it is.
+    port: String,
 }
 
 impl Lab {
@@ -66,34 +73,66 @@ impl Lab {
 
     /// Adds a host.
     pub fn host(&mut self, name: &str) -> Result<Host> {
+        self.host_in(name, Network::Public)
+    }
+
+    /// Adds a host with what is between it and the bridge.
+    pub fn host_in(&mut self, name: &str, network: Network) -> Result<Host> {
+        let netns = Netns::create(&format!("{}-{name}", self.id))?;
+        let mut routers: Vec<Netns> = Vec::new();
+        for number in 0..network.routers() {
+            routers.push(Netns::create(&format!("{}-{name}-r{number}", self.id))?);
+        }
+        let outermost = routers.first().unwrap_or(&netns);
+        let (port, number) = self.plug_in(outermost)?;
+        let mut address = format!("192.0.2.{number}");
+        outermost.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
+        let v6 = routers.is_empty().then(|| format!("2001:db8::{number:x}"));
+        if let Some(v6) = &v6 {
+            netns.ip(&["address", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"])?;
+        }
+        outermost.ip(&["link", "set", "eth0", "up"])?;
+        for (depth, router) in routers.iter().enumerate() {
+            let next = routers.get(depth + 1).unwrap_or(&netns);
+            let (inner, gateway) = (format!("10.{number}.{depth}.2"), format!("10.{number}.{depth}.1"));
+            router.ip(&[
+                "link",
+                "add",
+                "lan",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                next.name(),
+            ])?;
+            router.ip(&["address", "add", &format!("{gateway}/24"), "dev", "lan"])?;
+            router.ip(&["link", "set", "lan", "up"])?;
+            next.ip(&["address", "add", &format!("{inner}/24"), "dev", "eth0"])?;
+            next.ip(&["link", "set", "eth0", "up"])?;
+            next.ip(&["route", "add", "default", "via", &gateway])?;
+            network.configure(router, &address, &inner)?;
+            address = inner;
+        }
+        network.configure_host(&netns)?;
+        Ok(Host { name: name.to_owned(), netns, address, v6, routers, port })
+    }
+
+    /// Gives a namespace an `eth0` at the bridge; the bridge's port and its number.
+    fn plug_in(&mut self, netns: &Netns) -> Result<(String, u8)> {
         self.hosts += 1;
         let number = self.hosts;
-        let netns = Netns::create(&format!("{}-{name}", self.id))?;
         let port = format!("port{number}");
-        self.switch.ip(&[
-            "link",
-            "add",
-            &port,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            netns.name(),
-        ])?;
+        let peer = ["type", "veth", "peer", "name", "eth0", "netns", netns.name()];
+        self.switch.ip(&[&["link", "add", &port][..], &peer].concat())?;
         self.switch.ip(&["link", "set", &port, "master", "br0", "up"])?;
-        let address = format!("192.0.2.{number}");
-        netns.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
-        netns.ip(&["address", "add", &format!("2001:db8::{number:x}/64"), "dev", "eth0", "nodad"])?;
-        netns.ip(&["link", "set", "eth0", "up"])?;
-        Ok(Host { name: name.to_owned(), netns, address })
+        Ok((port, number))
     }
 
     /// Cuts a host off, or connects it again.
     pub fn set_uplink(&self, host: &Host, up: bool) -> Result<()> {
-        let number = host.address.rsplit('.').next().context("host number")?;
-        self.switch.ip(&["link", "set", &format!("port{number}"), if up { "up" } else { "down" }])?;
+        self.switch.ip(&["link", "set", &host.port, if up { "up" } else { "down" }])?;
         Ok(())
     }
 

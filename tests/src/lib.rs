@@ -3,6 +3,7 @@
 //! - [`netns`]: namespaces that exist as long as their guard.
 //! - [`process`]: programs under test, started inside a namespace, ended by pid.
 //! - [`lab`]: a bridge ("the internet") and hosts around it.
+//! - [`nat`]: what can be between a host and that internet.
 //! - [`mesh`]: a coordinator and nodes on the hosts of a lab, driven through `gwctl` as a user would.
 //! - [`traffic`]: numbered UDP streams, TCP conversations and probes, whose losses are counted exactly.
 //! - [`wireguard`]: a bare WireGuard tunnel with the same backend, to compare with.
@@ -12,6 +13,7 @@
 
 pub mod lab;
 pub mod mesh;
+pub mod nat;
 pub mod netns;
 pub mod process;
 pub mod traffic;

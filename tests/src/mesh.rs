@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::lab::{Host, Lab};
+use crate::nat::Network;
+use crate::netns::Netns;
 use crate::process::{Process, bin_dir, run_in};
 use crate::wait::{patience, until};
 
@@ -41,6 +43,7 @@ pub struct Node {
     dir: PathBuf,
     bpf_dir: PathBuf,
     mounts: Mounts,
+    steering: &'static str,
     /// Overlay IPv4 address, known after enrolment.
     pub v4: IpAddr,
     /// Overlay IPv6 address, known after enrolment.
@@ -105,15 +108,22 @@ impl Mesh {
 
     /// Adds a host, starts the daemon on it and joins the mesh.
     pub fn add_node(&mut self, name: &str, owner: Owner<'_>) -> Result<&Node> {
+        self.add_node_in(name, owner, Network::Public)
+    }
+
+    /// Adds a host in a network of its own, starts the daemon on it and joins the mesh.
+    pub fn add_node_in(&mut self, name: &str, owner: Owner<'_>, network: Network) -> Result<&Node> {
         let key = self.join_key(owner)?;
-        let host = self.lab.host(name)?;
+        let host = self.lab.host_in(name, network)?;
         let dir = self.lab.dir().join(name);
         std::fs::create_dir_all(&dir)?;
         let bpf_dir = PathBuf::from(format!("/sys/fs/bpf/{}-{name}", self.lab.id()));
         let mounts = Mounts::Shared;
-        let process = Node::spawn(&host, &dir, &bpf_dir, mounts)?;
+        let steering = "auto";
+        let process = Node::spawn(&host, &dir, &bpf_dir, mounts, steering)?;
         let unspecified = IpAddr::from([0; 4]);
-        let mut node = Node { host, process, dir, bpf_dir, mounts, v4: unspecified, v6: unspecified };
+        let (v4, v6) = (unspecified, unspecified);
+        let mut node = Node { host, process, dir, bpf_dir, mounts, steering, v4, v6 };
         node.wait_ready()?;
         node.gwctl(&["up", &key, "--hostname", name])?;
         node.learn_addresses()?;
@@ -161,6 +171,7 @@ impl Mesh {
 impl Coordinator {
     fn spawn(host: &Host, dir: &Path) -> Result<Process> {
         let advertise = format!("{}:8080", host.address);
+        let advertise6 = format!("[{}]:8080", host.v6.as_deref().context("an IPv6 address")?);
         Process::spawn(
             &host.netns,
             "ghostwire-server",
@@ -172,9 +183,11 @@ impl Coordinator {
                 "--socket",
                 &dir.join("server.sock").to_string_lossy(),
                 "--listen",
-                "0.0.0.0:8080",
+                "[::]:8080",
                 "--advertise",
                 &advertise,
+                "--advertise",
+                &advertise6,
             ],
             &dir.join("log"),
         )
@@ -223,11 +236,12 @@ impl Coordinator {
 }
 
 impl Node {
-    fn spawn(host: &Host, dir: &Path, bpf_dir: &Path, mounts: Mounts) -> Result<Process> {
+    fn spawn(host: &Host, dir: &Path, bpf_dir: &Path, mounts: Mounts, steering: &str) -> Result<Process> {
         let program = bin_dir()?.join("ghostwire-client");
         let (state, socket) = (dir.join("state"), dir.join("client.sock"));
         let [state, socket, bpf_dir] = [&*state, &*socket, bpf_dir].map(Path::to_string_lossy);
-        let args = ["run", "--state-dir", &state, "--socket", &socket, "--bpf-dir", &bpf_dir];
+        let files = ["--state-dir", &state, "--socket", &socket, "--bpf-dir", &bpf_dir];
+        let args = [&["run", "--steering", steering][..], &files].concat();
         let log = dir.join("log");
         match mounts {
             Mounts::Shared => Process::spawn(&host.netns, "ghostwire-client", &program, &args, &log),
@@ -331,7 +345,7 @@ impl Node {
 
     /// Starts the daemon again on the same state.
     pub fn restart(&mut self) -> Result<()> {
-        self.process = Self::spawn(&self.host, &self.dir, &self.bpf_dir, self.mounts)?;
+        self.process = Self::spawn(&self.host, &self.dir, &self.bpf_dir, self.mounts, self.steering)?;
         self.wait_ready()
     }
 
@@ -341,10 +355,20 @@ impl Node {
         self.restart()
     }
 
+    /// Ends it with everything it has set up, and starts it again with plain endpoints.
+    pub fn restart_without_steering(&mut self) -> Result<()> {
+        self.gwctl(&["down"])?;
+        self.terminate(patience(20))?;
+        self.steering = "off";
+        self.restart()?;
+        self.gwctl(&["up"]).map(drop)
+    }
+
     fn leak(mut self) {
         let Self { process, host, .. } = &mut self;
         std::mem::replace(process, Process::absent()).leak();
         host.netns.take().leak();
+        host.routers.drain(..).for_each(Netns::leak);
         self.bpf_dir = PathBuf::new();
     }
 }

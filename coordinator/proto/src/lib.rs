@@ -1,6 +1,6 @@
 //! Wire types of GhostWire's control plane, and everything that both of its ends must agree on.
 //!
-//! - [`v1`]: nodes and administrators talk to the coordinator (`proto/{network,node,admin}.proto`).
+//! - [`v1`]: nodes and administrators talk to the coordinator (`proto/{network,node,signal,admin}.proto`).
 //! - [`local`]: `gwctl` talks to the node daemon (`proto/local.proto`).
 //! - [`join_key`]: the token that an administrator hands to a new machine. It carries the coordinator's
 //!   addresses and the fingerprint of its CA, so a machine joins securely without a domain.
@@ -25,6 +25,9 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// The largest message that a coordinator accepts from a node.
 pub const MAX_NODE_MESSAGE_BYTES: usize = 64 << 10;
+
+/// The largest signal that the coordinator passes on: 16 candidates and 16 relays take half of it.
+pub const MAX_SIGNAL_BYTES: usize = 2 << 10;
 
 /// The packages as the compiler of `.proto` files nests them.
 #[expect(

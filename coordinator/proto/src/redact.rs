@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::local::UpRequest;
-use crate::v1::{CreateAuthKeyResponse, EnrollRequest, RelayHello};
+use crate::v1::{CreateAuthKeyResponse, Credentials, EnrollRequest, RelayHello};
 
 /// Printed in place of a secret.
 pub(crate) const REDACTED: &str = "[redacted]";
@@ -56,6 +56,15 @@ impl fmt::Debug for UpRequest {
     }
 }
 
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("fragment", &self.fragment)
+            .field("password", &redacted(&self.password))
+            .finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,7 +75,15 @@ mod tests {
         let created = CreateAuthKeyResponse { join_key: "hunter2".to_owned(), ..Default::default() };
         let up = UpRequest { join_key: "hunter2".to_owned(), ..Default::default() };
         let relay = RelayHello { auth_key: "hunter2".to_owned(), ..Default::default() };
-        for text in [format!("{enroll:?}"), format!("{created:?}"), format!("{up:?}"), format!("{relay:?}")] {
+        let credentials = Credentials { password: "hunter2".to_owned(), ..Default::default() };
+        let texts = [
+            format!("{enroll:?}"),
+            format!("{created:?}"),
+            format!("{up:?}"),
+            format!("{relay:?}"),
+            format!("{credentials:?}"),
+        ];
+        for text in texts {
             assert!(!text.contains("hunter2"), "{text}");
             assert!(text.contains(REDACTED), "{text}");
         }

@@ -12,6 +12,7 @@
 //! - [`view`]: the policy resolved for every node; [`stream::delta`]: what to say to whom; pure.
 //! - [`writer`]: the one thread that changes anything: store first, then publish.
 //! - [`storage`]: durable state; [`audit`]: who changed what.
+//! - [`signals`]: what nodes tell each other through us.
 //! - [`stream`]: nodes; [`admin`]: administrators; [`http`]: everybody else.
 //! - [`relays`]: relays, of this process and others: registration, tokens, the list for nodes.
 //! - [`listener`], [`tls`], [`limits`], [`nonces`]: what stands between the network and all that.
@@ -35,6 +36,7 @@ pub mod nonces;
 pub mod relays;
 pub mod server;
 pub mod shutdown;
+pub mod signals;
 pub mod state_dir;
 pub mod storage;
 pub mod stream;

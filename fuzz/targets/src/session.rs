@@ -73,6 +73,10 @@ impl Node {
                 Output::TearDown => self.under_way = None,
                 Output::SaveMap(_) => self.session.handle(self.now, Input::Saved),
                 Output::ForgetNetwork => assert!(self.session.map().is_none()),
+                // For the ways, whose own readers are fuzzed elsewhere.
+                Output::Signal(_) | Output::Relays(_) | Output::RelayTokens(_) | Output::RelayRebind(_) => {
+                    assert!(self.open, "passed on what came from nobody");
+                }
             }
         }
         if let Some(map) = self.session.map().cloned()

@@ -204,6 +204,11 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// Whether there is room for something that can wait.
+    pub fn has_room(&self) -> bool {
+        self.outgoing.capacity() > OUTGOING / 2
+    }
+
     /// Says something. False: the stream is over, or too slow to be of use.
     pub fn send(&self, message: pb::NodeMessage) -> bool {
         self.outgoing.try_send(message).is_ok()

@@ -3,11 +3,12 @@
 //! ```text
 //! coordinator ◀─stream─▶ coordinator ─┐                                   ┌─▶ plane ─▶ WireGuard, ACL, routes
 //! gwctl ◀──unix socket──▶ api ────────┼─▶ daemon ─▶ session (what to do) ─┤
-//! kernel's links, events, time ───────┘        └──▶ path (by which way)   └─▶ store (keys, map)
+//! kernel's links, events, time ───────┘        └──▶ ways (by which way)   └─▶ store (keys, map)
 //! ```
 //!
 //! - [`session`]: the state machine: messages, requests and time in, things to do out; no I/O.
-//! - [`path`]: one state machine per peer: which endpoint, and why; no I/O.
+//! - [`ways`]: by which way to each peer, where packets can be steered; no I/O.
+//! - [`path`]: the same where they cannot: one endpoint for WireGuard at a time.
 //! - [`plane`]: makes the kernel what the session wants, in the order that never opens a gap.
 //! - [`store`]: what a node remembers, and how it survives crashes.
 //! - [`coordinator`]: enrolment and the node stream over pinned TLS.
@@ -30,6 +31,7 @@ pub mod single;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod ways;
 
 pub(crate) use ghostwire_proto::{local, v1 as pb};
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ghostwire_client::api::Socket;
-use ghostwire_client::daemon::{Config, Daemon};
+use ghostwire_client::daemon::{Config, Daemon, Steered};
 use ghostwire_client::plane::Machinery as _;
 use ghostwire_client::plane::kernel::{Kernel, KernelOptions};
 use ghostwire_client::single::InterfaceLock;
@@ -65,6 +65,9 @@ struct RunArgs {
     /// Where eBPF programs and maps are pinned
     #[arg(long, default_value = "/sys/fs/bpf/ghostwire", value_name = "DIR")]
     bpf_dir: PathBuf,
+    /// Find and switch paths with eBPF, or give WireGuard plain endpoints
+    #[arg(long, default_value = "auto", value_name = "auto|off")]
+    steering: Steered,
     /// How to log to standard error; what, is said by RUST_LOG (default: info)
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
@@ -112,6 +115,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
         let config = Config {
             state_dir: args.state_dir.clone(),
             kernel: kernel_options(args),
+            steered: args.steering,
             exit_on_down: args.exit_on_down,
         };
         let (requests, inbox) = mpsc::channel(64);

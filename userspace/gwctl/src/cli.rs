@@ -82,8 +82,24 @@ pub enum Command {
         peer: Option<String>,
     },
     /// Measure the way to a peer with ICMP echo through the tunnel
-    #[command(after_help = "Examples:\n  gwctl ping db-1\n  gwctl ping 100.64.0.7 -c 10 -i 0.2")]
+    #[command(
+        after_help = "Examples:\n  gwctl ping db-1\n  gwctl ping 100.64.0.7 -c 10 -i 0.2\n  gwctl ping db-1 --until-direct"
+    )]
     Ping(PingArgs),
+    /// Show what the network around this machine allows: NAT, UDP, IPv6, port mapping, relays
+    #[command(after_help = "Examples:\n  gwctl netcheck\n  gwctl netcheck --json")]
+    Netcheck,
+    /// Explain the path to a peer: why this one, what was tried, what would make it better
+    #[command(after_help = "Examples:\n  gwctl why db-1\n  gwctl why db-1 --json")]
+    Why {
+        /// Name or overlay address
+        peer: String,
+    },
+    /// Say which paths to a peer are to be used
+    ///
+    /// Until the daemon starts again, for tests and for finding out what is wrong.
+    #[command(after_help = PATH_EXAMPLES)]
+    Path(PathArgs),
     /// Show the versions of gwctl and of the daemons that answer
     Version,
     /// See what the policy does on this node
@@ -177,14 +193,60 @@ pub struct DaemonArgs {
     pub bpf_dir: PathBuf,
 }
 
+const PATH_EXAMPLES: &str = "\
+Examples:
+  gwctl path db-1 --prefer relay-udp            through a relay as long as that works
+  gwctl path db-1 --pin direct --via 192.0.2.7  only straight to this address
+  gwctl path db-1 --pin any --relay frankfurt   only through this relay
+  gwctl path db-1 --auto                        the best path again";
+
+/// Kinds of path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PathKind {
+    /// From node to node
+    Direct,
+    /// Through a relay's UDP port
+    RelayUdp,
+    /// Through a relay's TLS stream
+    RelayTls,
+    /// Any kind, for use with --via or --relay
+    Any,
+}
+
+/// Arguments of `path`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("wish").required(true).args(["prefer", "pin", "auto"]))]
+pub struct PathArgs {
+    /// Name or overlay address
+    pub peer: String,
+    /// These paths before all others, as long as they work
+    #[arg(long, value_name = "KIND")]
+    pub prefer: Option<PathKind>,
+    /// Only these paths; if none works, nothing does
+    #[arg(long, value_name = "KIND")]
+    pub pin: Option<PathKind>,
+    /// The best path
+    #[arg(long)]
+    pub auto: bool,
+    /// Only those to this address of the peer
+    #[arg(long, value_name = "ADDRESS[:PORT]", conflicts_with = "auto")]
+    pub via: Option<String>,
+    /// Only those through this relay (name, number or address)
+    #[arg(long, value_name = "RELAY", conflicts_with = "auto")]
+    pub relay: Option<String>,
+}
+
 /// Arguments of `ping`.
 #[derive(Debug, Args)]
 pub struct PingArgs {
     /// Name or overlay address
     pub peer: String,
-    /// Stop after this many
-    #[arg(short, long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub count: u32,
+    /// Stop after this many [default: 4, or 30 with --until-direct]
+    #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub count: Option<u32>,
+    /// Stop at the first reply by a direct path; fail if there is none
+    #[arg(long)]
+    pub until_direct: bool,
     /// Seconds between two
     #[arg(short, long, default_value_t = 1.0, value_parser = interval)]
     pub interval: f64,

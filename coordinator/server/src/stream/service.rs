@@ -19,13 +19,14 @@ use tokio_stream::{Stream as AsyncStream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
-use super::session::{OUTBOUND, Stream, StreamTimes};
+use super::session::{OUTBOUND, Shared, Stream, StreamTimes};
 use crate::clock;
 use crate::enroll::{self, Application, ApplicationError, MAX_LABEL, Refusal};
 use crate::limits::{ClientAddress, FailureLimit};
 use crate::node_update::NodeUpdate;
 use crate::nonces::{NonceError, Nonces};
 use crate::relays::Relays;
+use crate::signals::{SignalLimits, Signals};
 use crate::writer::{ConnectError, Handle, Presence, WriteError};
 
 /// How long a stream may wait for its first message.
@@ -38,6 +39,7 @@ pub struct Nodes {
     nonces: Arc<Nonces>,
     ca: Fingerprint,
     failures: Arc<FailureLimit>,
+    signals: Arc<Signals>,
     times: StreamTimes,
     relays: Relays,
 }
@@ -52,7 +54,8 @@ impl Nodes {
         relays: Relays,
     ) -> Self {
         let nonces = Arc::new(Nonces::new(nonce_key));
-        Self { handle, ca, times, nonces, failures: Arc::default(), relays }
+        let signals = Signals::new(SignalLimits::default());
+        Self { handle, ca, times, nonces, failures: Arc::default(), signals, relays }
     }
 
     fn prove<M: Provable>(&self, message: &M) -> Result<Proven, Status> {
@@ -84,9 +87,9 @@ impl Nodes {
         let (out, messages) = mpsc::channel(OUTBOUND);
         match self.handle.connect(presence).await {
             Ok(connected) => {
-                let relays = self.relays.clone();
-                let stream =
-                    Stream::new(self.handle.clone(), connected, hello.revision, out, self.times, relays);
+                let shared = Shared { signals: self.signals.clone(), relays: self.relays.clone() };
+                let handle = self.handle.clone();
+                let stream = Stream::new(handle, shared, connected, hello.revision, out, self.times);
                 tokio::spawn(stream.run(inbound));
             }
             Err(WriteError::Refused(error @ ConnectError::Removed)) => {

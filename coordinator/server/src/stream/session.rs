@@ -3,13 +3,17 @@
 //! The session is woken when there may be news for its node. It then works out what to say from the difference
 //! between what the node was told and the newest world, at the moment when there is room to send. A consumer that
 //! is slow thus gets fewer, larger deltas, or a snapshot when it has missed too much; nothing queues up and
-//! nothing is dropped.
+//! nothing is dropped. Signals of other nodes follow the news, since a node ignores what comes from somebody whom it
+//! does not know yet.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use ghostwire_proto::MAX_SIGNAL_BYTES;
 use ghostwire_proto::v1::{
-    Ack, CoordinatorMessage, Goodbye, KeepAlive, NodeMessage, NodeUpdate as WireUpdate, RelayRebind,
-    RelayTokensRequest, ReportedStatus, coordinator_message::Message, goodbye::Reason, node_message,
+    Ack, CoordinatorMessage, Goodbye, KeepAlive, NodeMessage, NodeUpdate as WireUpdate, OutgoingSignal,
+    RelayRebind, RelayTokensRequest, ReportedStatus, coordinator_message::Message, goodbye::Reason,
+    node_message,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -20,14 +24,20 @@ use tracing::{debug, info, warn};
 use super::delta::{News, Told};
 use super::history::History;
 use crate::clock;
+use crate::model::NodeId;
 use crate::node_update::{self, NodeUpdate};
 use crate::relays::Relays;
+use crate::signals::{Reader, Signals};
 use crate::writer::{Connected, Farewell, Handle};
 
 /// Messages between the session and the connection. Small: news wait in the world, not in a queue.
 pub const OUTBOUND: usize = 4;
 /// Between two changes that one node makes.
 const WRITE_INTERVAL: Duration = Duration::from_millis(50);
+/// Signals of one node: so many at once (it wakes up with many peers), and then one in this time.
+const SIGNAL_BURST: u32 = 512;
+/// See [`SIGNAL_BURST`].
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a goodbye may wait for room.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -69,6 +79,18 @@ pub(super) struct Stream {
     relays: Relays,
     /// When the node may make the writer work again.
     next_write: Instant,
+    signals: Arc<Signals>,
+    mail: Reader,
+    /// When the node would have used up nothing of its burst of signals.
+    signals_paid: Instant,
+}
+
+/// What a stream shares with all others.
+pub(super) struct Shared {
+    /// What nodes tell each other.
+    pub(super) signals: Arc<Signals>,
+    /// The relays.
+    pub(super) relays: Relays,
 }
 
 /// Why a stream ends.
@@ -85,15 +107,32 @@ impl Stream {
     /// Prepares a stream that [`Handle::connect`] let in. `revision` is what the node said it knows.
     pub(super) fn new(
         handle: Handle,
+        shared: Shared,
         mut connected: Connected,
         revision: u64,
         out: Outbound,
         times: StreamTimes,
-        relays: Relays,
     ) -> Self {
         let told = connected.told.take();
         let history = std::mem::take(&mut connected.history);
-        Self { handle, connected, history, told, revision, out, times, relays, next_write: Instant::now() }
+        let Shared { signals, relays } = shared;
+        let mail = signals.reader(connected.node);
+        let now = Instant::now();
+        let (next_write, signals_paid) = (now, now);
+        Self {
+            handle,
+            connected,
+            history,
+            told,
+            revision,
+            out,
+            times,
+            relays,
+            next_write,
+            signals,
+            mail,
+            signals_paid,
+        }
     }
 
     /// Runs until one side ends it.
@@ -123,7 +162,7 @@ impl Stream {
         let mut heard = Instant::now();
         let mut sent = Instant::now();
         let mut reconcile = Instant::now() + self.times.reconcile;
-        let mut news = true;
+        let (mut news, mut mail) = (true, false);
         let mut rebind = self.relays.attach(self.connected.node);
         let mut relays = self.relays.subscribe();
         // What there is already is news to this node.
@@ -132,13 +171,14 @@ impl Stream {
             if let Some(farewell) = session.farewell() {
                 return End::Goodbye(farewell.clone());
             }
-            if !news {
+            if !news && !list_news && !mail {
                 sent = Instant::now();
             }
             let out = self.out.clone();
             tokio::select! {
                 biased;
                 () = session.woken() => news = true,
+                () = self.mail.woken() => mail = true,
                 message = inbound.next() => {
                     heard = Instant::now();
                     match message {
@@ -149,21 +189,24 @@ impl Stream {
                         None => return End::Gone("the node closed the stream"),
                     }
                 }
-                permit = out.reserve(), if news || list_news => {
+                permit = out.reserve(), if news || list_news || mail => {
                     let Ok(permit) = permit else { return End::Gone("the connection is closed") };
-                    if news {
-                        match self.say() {
-                            Ok(Some(message)) => permit.send(Ok(message)),
-                            Ok(None) => {}
-                            Err(farewell) => return End::Goodbye(farewell),
-                        }
-                        news = false;
-                    } else {
+                    if list_news && !news {
                         let list = relays.borrow_and_update().clone();
                         let message = Message::Relays((*list).clone());
                         permit.send(Ok(CoordinatorMessage { message: Some(message) }));
                         list_news = false;
+                        continue;
                     }
+                    match self.say() {
+                        Ok(Some(message)) => permit.send(Ok(message)),
+                        Ok(None) => match self.forward() {
+                            Some(message) => permit.send(Ok(message)),
+                            None => mail = false,
+                        },
+                        Err(farewell) => return End::Goodbye(farewell),
+                    }
+                    news = false;
                 }
                 Some(relay) = rebind.recv() => {
                     let message = Message::RelayRebind(RelayRebind { relay });
@@ -180,7 +223,7 @@ impl Stream {
                     let _ = out.try_send(Ok(CoordinatorMessage { message: Some(message) }));
                 }
                 () = sleep_until(heard + self.times.dead_after) => return End::Gone("the node is silent"),
-                () = sleep_until(sent + self.times.dead_after), if news => {
+                () = sleep_until(sent + self.times.dead_after), if news || list_news || mail => {
                     return End::Gone("the node does not read");
                 }
                 () = sleep_until(reconcile) => {
@@ -230,6 +273,13 @@ impl Stream {
         Ok(Some(CoordinatorMessage { message: Some(message) }))
     }
 
+    /// The next signal for the node. Only when there is no other news: then it knows whom it sees.
+    fn forward(&mut self) -> Option<CoordinatorMessage> {
+        let view = self.told.as_ref().map(|told| told.view.clone())?;
+        let signal = self.mail.next(|from| view.visible.contains(from))?;
+        Some(CoordinatorMessage { message: Some(Message::Signal(signal)) })
+    }
+
     async fn hear(&mut self, message: NodeMessage) -> Result<(), Status> {
         match message.message {
             Some(node_message::Message::Ack(Ack { revision })) => {
@@ -251,6 +301,7 @@ impl Stream {
                 self.relay_tokens(&request).await;
                 Ok(())
             }
+            Some(node_message::Message::Signal(signal)) => self.signal(signal).await,
             Some(node_message::Message::Hello(_)) => Err(Status::invalid_argument("a second Hello")),
             // That it came is all that a keep-alive says; nothing is a kind of message that a newer program knows.
             Some(node_message::Message::KeepAlive(_)) | None => Ok(()),
@@ -270,6 +321,24 @@ impl Stream {
         let message = CoordinatorMessage { message: Some(Message::RelayTokens(tokens)) };
         // A node that does not read is noticed elsewhere.
         let _ = self.out.send_timeout(Ok(message), self.times.dead_after).await;
+    }
+
+    /// Keeps a signal for a peer of the node. For anybody else it is silently dropped: what the policy says about
+    /// the two may just have changed.
+    async fn signal(&mut self, message: OutgoingSignal) -> Result<(), Status> {
+        let now = Instant::now();
+        self.signals_paid = self.signals_paid.max(now) + SIGNAL_INTERVAL;
+        sleep_until(self.signals_paid - SIGNAL_INTERVAL * SIGNAL_BURST).await;
+        let to = NodeId(message.to);
+        let Some(signal) = message.signal else {
+            return Err(Status::invalid_argument("a signal that says nothing"));
+        };
+        let world = self.handle.world();
+        let visible = world.views.get(&self.connected.node).is_some_and(|view| view.visible.contains(to));
+        if visible && !self.signals.put(self.connected.node, to, signal, clock::now()) {
+            return Err(Status::invalid_argument(format!("a signal of more than {MAX_SIGNAL_BYTES} bytes")));
+        }
+        Ok(())
     }
 
     async fn update(&mut self, update: &WireUpdate) -> Result<(), Status> {

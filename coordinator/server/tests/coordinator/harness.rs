@@ -274,7 +274,7 @@ impl Stream {
             let message = message.message.unwrap();
             let revision = match &message {
                 Message::KeepAlive(_) => continue,
-                Message::Goodbye(_) => return Ok(Some(message)),
+                Message::Goodbye(_) | Message::Signal(_) => return Ok(Some(message)),
                 Message::Snapshot(snapshot) => {
                     self.known = snapshot.clone();
                     snapshot.revision
@@ -329,7 +329,7 @@ impl Stream {
     pub(crate) async fn until(&mut self, what: &str, wanted: impl Fn(&v1::Snapshot) -> bool) {
         while !wanted(&self.known) {
             match self.next().await {
-                Ok(Some(Message::Snapshot(_) | Message::Delta(_))) => {}
+                Ok(Some(Message::Snapshot(_) | Message::Delta(_) | Message::Signal(_))) => {}
                 other => panic!("waiting for {what}: {other:?}"),
             }
         }

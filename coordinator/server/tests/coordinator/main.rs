@@ -17,6 +17,8 @@ mod load;
 #[cfg(test)]
 mod relays;
 #[cfg(test)]
+mod signals;
+#[cfg(test)]
 mod strangers;
 #[cfg(test)]
 mod stream;

@@ -83,10 +83,15 @@ impl local::local_service_server::LocalService for Service {
     async fn ping(&self, request: Grpc<local::PingRequest>) -> Result<Response<Self::PingStream>, Status> {
         let request = request.into_inner();
         let target = self.ask(|answer| Request::Ping(request.peer, answer)).await??;
+        if request.until_direct {
+            let _ = self.requests.send(Request::TryNow(target.peer)).await;
+        }
         let (replies, stream) = mpsc::channel(16);
         let count = request.count.clamp(1, MAX_PINGS);
         let pause = Duration::from_millis(request.interval_ms.max(10).into());
-        tokio::spawn(ping(target, count, pause, replies));
+        let until_direct = request.until_direct;
+        let ping = Ping { target, count, pause, until_direct, requests: self.requests.clone() };
+        tokio::spawn(ping.run(replies));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -138,46 +143,90 @@ impl local::local_service_server::LocalService for Service {
         self.ask(|answer| Request::Shadow(shadow, answer)).await??;
         Ok(Response::new(local::SetShadowResponse {}))
     }
+
+    async fn netcheck(
+        &self,
+        _: Grpc<local::NetcheckRequest>,
+    ) -> Result<Response<local::NetcheckResponse>, Status> {
+        Ok(Response::new(self.ask(Request::Netcheck).await??))
+    }
+
+    async fn why(&self, request: Grpc<local::WhyRequest>) -> Result<Response<local::WhyResponse>, Status> {
+        let peer = request.into_inner().peer;
+        Ok(Response::new(self.ask(|answer| Request::Why(peer, answer)).await??))
+    }
+
+    async fn set_path(
+        &self,
+        request: Grpc<local::SetPathRequest>,
+    ) -> Result<Response<local::SetPathResponse>, Status> {
+        let request = Box::new(request.into_inner());
+        self.ask(|answer| Request::SetPath(request, answer)).await??;
+        Ok(Response::new(local::SetPathResponse {}))
+    }
 }
 
-async fn ping(
+/// Echo requests to one peer.
+struct Ping {
     target: PingTarget,
     count: u32,
     pause: Duration,
-    replies: mpsc::Sender<Result<local::PingReply, Status>>,
-) {
-    if let Some(why) = target.denied {
-        let _ = replies.send(Err(Status::not_found(why))).await;
-        return;
-    }
-    let echo = match Echo::new(target.address, &target.interface) {
-        Ok(echo) => echo,
-        Err(error) => {
-            let what = format!("cannot send ICMP echo requests through {}: {error}", target.interface);
-            let _ = replies.send(Err(Status::internal(what))).await;
+    until_direct: bool,
+    requests: mpsc::Sender<Request>,
+}
+
+impl Ping {
+    async fn run(self, replies: mpsc::Sender<Result<local::PingReply, Status>>) {
+        let target = &self.target;
+        if let Some(why) = &target.denied {
+            let _ = replies.send(Err(Status::not_found(why.clone()))).await;
             return;
         }
-    };
-    for sequence in 1..=count {
-        let began = tokio::time::Instant::now();
-        let number = u16::try_from(sequence % 65_536).unwrap_or(0);
-        let answer = echo.round_trip(number, ECHO_PATIENCE).await;
-        let (latency_ms, error) = match &answer {
+        let echo = match Echo::new(target.address, &target.interface) {
+            Ok(echo) => echo,
+            Err(error) => {
+                let what = format!("cannot send ICMP echo requests through {}: {error}", target.interface);
+                let _ = replies.send(Err(Status::internal(what))).await;
+                return;
+            }
+        };
+        for sequence in 1..=self.count {
+            let began = tokio::time::Instant::now();
+            let number = u16::try_from(sequence % 65_536).unwrap_or(0);
+            let answer = echo.round_trip(number, ECHO_PATIENCE).await;
+            let reply = self.reply(sequence, &answer).await;
+            let arrived = self.until_direct && answer.is_ok() && reply.path_class == "direct";
+            if replies.send(Ok(reply)).await.is_err() || arrived {
+                return;
+            }
+            if sequence < self.count {
+                tokio::select! {
+                    () = tokio::time::sleep_until(began + self.pause) => {}
+                    () = replies.closed() => return,
+                }
+            }
+        }
+    }
+
+    /// With the path that was in use when the answer came.
+    async fn reply(&self, sequence: u32, answer: &std::io::Result<Duration>) -> local::PingReply {
+        let (way, asked) = oneshot::channel();
+        let _ = self.requests.send(Request::Way(self.target.peer, way)).await;
+        let way = asked.await.ok().flatten();
+        let (latency_ms, error) = match answer {
             Ok(took) => (took.as_secs_f64() * 1_000.0, String::new()),
             Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
                 (-1.0, format!("no reply in {} s", ECHO_PATIENCE.as_secs()))
             }
             Err(error) => (-1.0, error.to_string()),
         };
-        let reply = local::PingReply { sequence, latency_ms, path: target.path.clone(), error };
-        if replies.send(Ok(reply)).await.is_err() {
-            return;
-        }
-        if sequence < count {
-            tokio::select! {
-                () = tokio::time::sleep_until(began + pause) => {}
-                () = replies.closed() => return,
-            }
+        local::PingReply {
+            sequence,
+            latency_ms,
+            path: way.as_ref().map_or_else(|| "none".to_owned(), |way| way.path.clone()),
+            path_class: way.as_ref().map_or("none", |way| way.class).to_owned(),
+            why: way.map(|way| way.why).unwrap_or_default(),
+            error,
         }
     }
 }

@@ -39,7 +39,7 @@ impl Inspections {
         Self { next: now + INTERVAL, under_way: false, found: None }
     }
 
-    fn note(&mut self, now: Instant, what: String) {
+    pub(super) fn note(&mut self, now: Instant, what: String) {
         let times = self.found.as_ref().filter(|found| found.what == what).map_or(0, |found| found.times);
         self.found = Some(Found { what, times: times + 1, last: now });
     }

@@ -4,7 +4,9 @@
 mod acl;
 mod inspection;
 mod requests;
+mod routes;
 mod status;
+mod steering;
 mod surroundings;
 mod up;
 
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use ghostwire_dataplane::acl::{Event, Events};
 use ghostwire_dataplane::netlink::{Change, Monitor, Netlink};
+use ghostwire_dataplane::steer::Steer;
 use ghostwire_proto::join_key::Address;
 use ghostwire_proto::keys::{Fingerprint, NodeKey};
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,20 +27,22 @@ use tokio::sync::{broadcast, mpsc};
 
 pub use acl::directions;
 pub use requests::{AclDraft, Answer, PingTarget, Request, RequestError};
+pub use routes::Steered;
 pub use status::Draft;
 
 use self::inspection::Inspections;
+use self::steering::{Arrived, Steering};
 use crate::coordinator::{Contact, Stream, StreamEvent, run_stream};
-use crate::local;
 use crate::naming::Generations;
 use crate::path::{Observation, PeerPath, Surroundings};
 use crate::plane::kernel::{Inspection, Kernel, KernelOptions, Observed};
-use crate::plane::reconcile::{FirstEndpoints, reconcile};
+use crate::plane::reconcile::{Endpoints, reconcile};
 use crate::plane::worker::Worker;
 use crate::plane::{Device, Machinery as _, PlaneError, PresentPeer};
 use crate::session::map::NetworkMap;
 use crate::session::{Desired, Input, Output, Report, Session};
 use crate::store::{Identity, Settings, Store, StoreError};
+use crate::{local, pb};
 
 /// How often WireGuard is asked while a peer is being looked for.
 const WATCHFUL: Duration = Duration::from_secs(1);
@@ -53,6 +58,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The data plane.
     pub kernel: KernelOptions,
+    /// Whether paths are steered.
+    pub steered: Steered,
     /// End after `gwctl down`: for a daemon that `gwctl up` has started.
     pub exit_on_down: bool,
 }
@@ -68,6 +75,7 @@ enum Happening {
     Inspected(Result<Inspection, PlaneError>),
     Enrolled(Box<up::Enrolled>),
     Events(Events),
+    Steered(Box<Result<(Device, Steer), PlaneError>>, Desired),
 }
 
 /// See the module.
@@ -82,6 +90,17 @@ pub struct Daemon {
     contact: Option<Contact>,
     stream: Option<Stream>,
     stream_number: u64,
+    steering: Option<Steering>,
+    /// Why not.
+    no_steering: Option<String>,
+    /// Our address outside, if the router forwards a port.
+    port_mapped: Option<SocketAddr>,
+    netchecks: Vec<routes::Netcheck>,
+    /// As the coordinator has listed them.
+    relays: Vec<pb::Relay>,
+    /// Signals of peers that steering does not know yet.
+    early: BTreeMap<u64, pb::Signal>,
+    /// Where paths are not steered.
     paths: BTreeMap<u64, (NodeKey, PeerPath)>,
     around: Surroundings,
     device: Option<Device>,
@@ -156,6 +175,12 @@ impl Daemon {
             contact: None,
             stream: None,
             stream_number: 0,
+            steering: None,
+            no_steering: None,
+            port_mapped: None,
+            netchecks: Vec::new(),
+            relays: Vec::new(),
+            early: BTreeMap::new(),
             paths: BTreeMap::new(),
             around: Surroundings::default(),
             device: None,
@@ -210,6 +235,7 @@ impl Daemon {
                 Some(request) = inbox.requests.recv() => self.on_request(request),
                 Some(happening) = inbox.happenings.recv() => self.on_happening(happening),
                 event = next_event(&mut self.events) => self.on_acl_event(event),
+                arrived = next_arrival(&mut self.steering) => self.on_arrived(arrived),
                 change = monitor.next() => match change {
                     Ok(change) => {
                         self.inspect_after(&change);
@@ -239,6 +265,7 @@ impl Daemon {
             }
             self.inspect_if_due(now);
             self.tick_paths(now);
+            self.tick_steering(now);
             if self.session.poll_timeout().is_some_and(|at| at <= now) {
                 self.input(Input::Tick);
             }
@@ -253,7 +280,8 @@ impl Daemon {
     fn next_timeout(&self, links_settle: Option<Instant>, observe_at: Instant) -> Instant {
         let paths = self.paths.values().filter_map(|(_, path)| path.poll_timeout());
         let ups = self.ups.iter().map(up::Waiting::deadline);
-        [links_settle, self.session.poll_timeout(), self.next_inspection()]
+        let steering = self.steering.as_ref().map(Steering::poll_timeout);
+        [steering, links_settle, self.session.poll_timeout(), self.next_inspection()]
             .into_iter()
             .flatten()
             .chain(paths)
@@ -296,7 +324,31 @@ impl Daemon {
                     self.later(Happening::Stream(number, StreamEvent::Closed { why }));
                 }
             }
-            Output::Apply(desired) => self.apply(now, desired),
+            Output::Apply(desired) => self.prepare(now, desired),
+            Output::Signal(message) => {
+                if let Some(signal) = message.signal {
+                    self.on_signal(now, message.from, signal);
+                }
+            }
+            Output::Relays(relays) => {
+                self.relays = relays;
+                if let Some(steering) = &mut self.steering {
+                    steering.ways.set_relays(now, &self.relays);
+                    steering.act();
+                }
+            }
+            Output::RelayTokens(tokens) => {
+                if let Some(steering) = &mut self.steering {
+                    steering.ways.tokens(now, &tokens);
+                    steering.act();
+                }
+            }
+            Output::RelayRebind(relay) => {
+                if let Some(steering) = &mut self.steering {
+                    steering.ways.rebind(now, relay);
+                    steering.act();
+                }
+            }
             Output::TearDown => self.tear_down(),
             Output::SaveMap(map) => {
                 let store = self.store.clone();
@@ -323,14 +375,13 @@ impl Daemon {
         self.stream = Some(stream);
     }
 
-    fn apply(&mut self, now: Instant, desired: Desired) {
+    fn apply(&mut self, desired: Desired, endpoints: Endpoints) {
         if let Some(filter) = &desired.map.filter {
             self.generations.remember(filter.generation, &filter.rules);
         }
-        let first = self.update_paths(now, &desired.map);
         let happenings = self.happenings.clone();
         let job = self.worker.run(move |kernel| {
-            let report = reconcile(kernel, &desired, &first);
+            let report = reconcile(kernel, &desired, &endpoints);
             (report, kernel.device().cloned(), kernel.pins_warning())
         });
         tokio::spawn(async move {
@@ -342,6 +393,10 @@ impl Daemon {
 
     fn tear_down(&mut self) {
         self.paths.clear();
+        self.steering = None;
+        self.no_steering = None;
+        self.netchecks.clear();
+        self.early.clear();
         self.events = None;
         self.events_asked = false;
         self.device = None;
@@ -381,7 +436,11 @@ impl Daemon {
                 }
                 let fits = report.complete;
                 if device.is_some() && self.session.is_up() {
+                    let changed = self.device != device;
                     self.device = device;
+                    if changed {
+                        self.steer_network(Instant::now());
+                    }
                 }
                 self.input(Input::Applied(report));
                 self.warn("pins", warning);
@@ -402,12 +461,18 @@ impl Daemon {
             Happening::Inspected(inspection) => self.on_inspected(inspection),
             Happening::Enrolled(enrolled) => self.on_enrolled(*enrolled),
             Happening::Events(events) => self.events = Some(events),
+            Happening::Steered(opened, desired) => self.on_steered(*opened, desired),
         }
     }
 
     fn on_stream(&mut self, event: StreamEvent) {
         match event {
-            StreamEvent::Opened { coordinator } => self.input(Input::Opened { coordinator }),
+            StreamEvent::Opened { coordinator } => {
+                self.input(Input::Opened { coordinator });
+                if let Some(steering) = &mut self.steering {
+                    steering.connected(Instant::now());
+                }
+            }
             StreamEvent::Received(message) => self.input(Input::Received(message)),
             StreamEvent::Closed { why } => {
                 tracing::warn!(%why, "no coordinator");
@@ -428,9 +493,9 @@ impl Daemon {
     }
 
     /// Paths of exactly the map's peers; endpoints for those that WireGuard does not know yet.
-    fn update_paths(&mut self, now: Instant, map: &NetworkMap) -> FirstEndpoints {
+    fn update_paths(&mut self, now: Instant, map: &NetworkMap) -> BTreeMap<u64, SocketAddr> {
         self.paths.retain(|id, (key, _)| map.peers.get(id).is_some_and(|peer| peer.key == *key));
-        let mut first = FirstEndpoints::new();
+        let mut first = BTreeMap::new();
         for (id, peer) in &map.peers {
             let known = self.last_observed.iter().find(|present| present.key == peer.key);
             let (_, path) = self.paths.entry(*id).or_insert_with(|| {
@@ -556,6 +621,13 @@ fn observation(peer: &PresentPeer) -> Observation {
         handshake_age: peer.handshake_age,
         rx_bytes: peer.rx_bytes,
         tx_bytes: peer.tx_bytes,
+    }
+}
+
+async fn next_arrival(steering: &mut Option<Steering>) -> Arrived {
+    match steering {
+        Some(steering) => steering.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use ghostwire_policy::filter::{Flow, NodeFilter, Verdict};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -11,6 +12,7 @@ use crate::local;
 use crate::plane::PlaneError;
 use crate::plane::worker::Worker;
 use crate::session::Input;
+use crate::ways::explain::Summary;
 
 /// Why a request was not granted.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -45,8 +47,8 @@ pub struct PingTarget {
     pub address: IpAddr,
     /// Our interface.
     pub interface: String,
-    /// The path in words.
-    pub path: String,
+    /// Whose it is.
+    pub peer: u64,
     /// Why the policy does not let echo requests out, if so.
     pub denied: Option<String>,
 }
@@ -62,6 +64,16 @@ pub enum Request {
     Status(oneshot::Sender<status::Draft>),
     /// Where a peer is.
     Ping(String, Answer<PingTarget>),
+    /// By which way packets to a peer go now.
+    Way(u64, oneshot::Sender<Option<Summary>>),
+    /// Try to get a direct path to a peer now.
+    TryNow(u64),
+    /// Why packets to a peer go the way they go.
+    Why(String, Answer<local::WhyResponse>),
+    /// Which paths to use.
+    SetPath(Box<local::SetPathRequest>, Answer<()>),
+    /// What the network around us is like.
+    Netcheck(Answer<local::NetcheckResponse>),
     /// What the policy does.
     Acl(oneshot::Sender<(Worker, AclDraft)>),
     /// Events, and whether accepted packets are wanted too.
@@ -91,6 +103,11 @@ impl Daemon {
             // Who asked may have left; that is no concern of the loop.
             Request::Status(answer) => drop(answer.send(self.draft_status())),
             Request::Ping(peer, answer) => drop(answer.send(self.ping_target(&peer))),
+            Request::Way(id, answer) => drop(answer.send(self.way_to(Instant::now(), id))),
+            Request::TryNow(id) => self.try_now(id),
+            Request::Why(peer, answer) => drop(answer.send(self.on_why(&peer))),
+            Request::SetPath(request, answer) => drop(answer.send(self.on_set_path(&request))),
+            Request::Netcheck(answer) => self.on_netcheck(answer),
             Request::Acl(answer) => drop(answer.send((self.worker.clone(), self.draft_acl()))),
             Request::Watch(accepted, answer) => {
                 if accepted {
@@ -152,8 +169,6 @@ impl Daemon {
         let wanted: Option<IpAddr> = text.parse().ok();
         let address = wanted.or_else(|| peer.addresses.first().copied());
         let address = address.ok_or_else(|| RequestError::NotFound(format!("{text} has no address")))?;
-        let path =
-            self.paths.get(&peer.message.id).map_or_else(|| "none".to_owned(), |(_, path)| path.describe());
         let own = map.own.addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4());
         let denied = match (map.filter.as_ref(), own) {
             (Some(filter), Some(own)) if !may_echo(&filter.rules, *own, address) => Some(format!(
@@ -162,7 +177,7 @@ impl Daemon {
             )),
             _ => None,
         };
-        Ok(PingTarget { address, interface, path, denied })
+        Ok(PingTarget { address, interface, peer: peer.message.id, denied })
     }
 
     pub(super) fn on_enrolled(&mut self, enrolled: up::Enrolled) {

@@ -6,16 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ghostwire_dataplane::acl::Attachment;
-use ghostwire_proto::keys::NodeKey;
 
 use super::requests::may_echo;
 use super::{Daemon, Observed};
 use crate::local;
-use crate::path::PeerPath;
 use crate::plane::worker::Worker;
 use crate::plane::{Machinery as _, PresentPeer};
 use crate::probe::Echo;
 use crate::session::map::{NetworkMap, Peer};
+use crate::ways::explain::Summary;
 
 /// A reply that takes longer is not waited for: status must be quick.
 const ECHO_PATIENCE: Duration = Duration::from_millis(400);
@@ -25,7 +24,8 @@ const ECHO_PATIENCE: Duration = Duration::from_millis(400);
 pub struct Draft {
     worker: Worker,
     response: local::StatusResponse,
-    paths: BTreeMap<u64, (NodeKey, PeerPath)>,
+    ways: BTreeMap<u64, Summary>,
+    steered: bool,
     map: Option<Arc<NetworkMap>>,
     up: bool,
 }
@@ -60,12 +60,15 @@ impl Daemon {
             shadow: self.session.shadow(),
             problems,
             node_key: self.identity.node_public().to_vec(),
+            steering: self.steering.is_some(),
+            steering_detail: self.no_steering.clone().unwrap_or_default(),
             ..local::StatusResponse::default()
         };
         Draft {
             worker: self.worker.clone(),
             response,
-            paths: self.paths.clone(),
+            ways: self.ways_to_all(Instant::now()),
+            steered: self.steering.is_some(),
             map: map.cloned(),
             up: self.session.is_up(),
         }
@@ -99,13 +102,14 @@ impl Draft {
         };
         self.response.resident_bytes = resident_bytes();
         let Some(map) = self.map.take().filter(|_| self.up) else { return self.response };
-        let latencies = if measure { self.measure(&map).await } else { BTreeMap::new() };
-        let now = Instant::now();
+        // Steered paths are measured all the time, and an echo would wake peers that sleep.
+        let latencies = if measure && !self.steered { self.measure(&map).await } else { BTreeMap::new() };
         for (id, peer) in &map.peers {
             let present = peers.iter().find(|present| present.key == peer.key);
-            let path = self.paths.get(id).map(|(_, path)| path);
-            let latency = latencies.get(id).copied().unwrap_or(-1.0);
-            self.response.peers.push(describe(now, peer, present, path, latency, observed.as_ref()));
+            let way = self.ways.get(id);
+            let checked = way.and_then(|way| way.latency).map(|latency| latency.as_secs_f64() * 1e3);
+            let latency = latencies.get(id).copied().or(checked).unwrap_or(-1.0);
+            self.response.peers.push(describe(peer, present, way, latency, observed.as_ref()));
         }
         self.response
     }
@@ -115,7 +119,7 @@ impl Draft {
         let Some(filter) = &map.filter else { return BTreeMap::new() };
         let mut probes = Vec::new();
         for (id, peer) in &map.peers {
-            let works = self.paths.get(id).is_some_and(|(_, path)| path.is_working());
+            let works = self.ways.get(id).is_some_and(|way| way.works);
             let target = peer.addresses.iter().find(|address| {
                 let own = map.own.addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4());
                 own.is_some_and(|own| may_echo(&filter.rules, *own, **address))
@@ -138,10 +142,9 @@ impl Draft {
 }
 
 fn describe(
-    now: Instant,
     peer: &Peer,
     present: Option<&PresentPeer>,
-    path: Option<&PeerPath>,
+    way: Option<&Summary>,
     latency_ms: f64,
     observed: Option<&Observed>,
 ) -> local::PeerStatus {
@@ -150,18 +153,20 @@ fn describe(
         .flat_map(|observed| &observed.drops)
         .filter(|(address, _)| belongs(peer, *address))
         .fold((0, 0), |(packets, bytes), (_, counter)| (packets + counter.packets, bytes + counter.bytes));
-    let why = match (present, path) {
+    let why = match (present, way) {
         (None, _) => {
             "not in WireGuard yet: the data plane is being set up, or see the problems below".to_owned()
         }
-        (Some(_), Some(path)) => path.why(now),
+        (Some(_), Some(way)) => way.why.clone(),
         (Some(_), None) => String::new(),
     };
     local::PeerStatus {
         peer: Some(peer.message.clone()),
-        path: path.map_or_else(|| "none".to_owned(), PeerPath::describe),
+        path: way.map_or_else(|| "none".to_owned(), |way| way.path.clone()),
+        path_class: way.map_or("none", |way| way.class).to_owned(),
         why,
         latency_ms,
+        path_latency_ms: way.and_then(|way| way.latency).map_or(-1.0, |time| time.as_secs_f64() * 1e3),
         last_handshake_unix_ms: present
             .and_then(|present| present.handshake_age)
             .map_or(0, unix_ms_before_now),

@@ -28,8 +28,11 @@ impl Daemon {
                 self.around.networks = networks;
                 self.note("links", None);
                 self.refresh_about();
-                if let Some(map) = self.session.map().cloned().filter(|_| changed && self.session.is_up()) {
-                    let now = Instant::now();
+                let now = Instant::now();
+                // Also when no address has changed: next hops may have.
+                self.steer_network(now);
+                let plain = changed && self.session.is_up() && self.steering.is_none();
+                if let Some(map) = self.session.map().cloned().filter(|_| plain) {
                     let first = self.update_paths(now, &map);
                     for (id, endpoint) in first {
                         if let Some((key, _)) = self.paths.get(&id) {

@@ -62,8 +62,11 @@ impl Daemon {
         match self.begin_up(request) {
             Ok(None) => {
                 self.ups.push(waiting);
+                // What was in the way may be gone.
+                self.no_steering = None;
                 self.input(Input::Up);
                 self.refresh_about();
+                self.steer_network(Instant::now());
             }
             Ok(Some(key)) => self.enroll(key, waiting),
             Err(error) => waiting.fail(error),

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use ghostwire_dataplane::acl::{self, Acl, AclError, Attachment, Counters, Events, Pins};
 use ghostwire_dataplane::netlink::{LinkName, Netlink, Route, tunnel_mtu};
+use ghostwire_dataplane::steer::{self, Steer};
 use ghostwire_dataplane::wireguard::{
     self, Backend, Choice, Helper, Opened, PeerUpdate, PrivateKey, PublicKey, Update,
 };
@@ -160,6 +161,16 @@ impl Kernel {
              passed unchecked",
             self.options.interface
         )
+    }
+
+    /// The device, and steering for it: made or adopted.
+    pub fn open_steering(&mut self) -> Result<(Device, Steer), PlaneError> {
+        let device = self.ensure_device()?;
+        let options = steer::Options::new(device.listen_port);
+        let opened = Steer::open(&self.options.interface, &self.options.bpf_dir, &options);
+        let steer = opened.map_err(|error| PlaneError::of(&error))?;
+        tracing::info!(origin = ?steer.origin(), "steering programs are attached");
+        Ok((device, steer))
     }
 
     /// Which hook the programs are attached to.
@@ -351,6 +362,7 @@ impl Machinery for Kernel {
             key: NodeKey::new(*peer.public_key.as_bytes()),
             allowed: peer.allowed_ips,
             endpoint: peer.endpoint,
+            keepalive: peer.keepalive.is_some(),
             handshake_age: peer.last_handshake.map(|then| now.duration_since(then).unwrap_or_default()),
             rx_bytes: peer.rx_bytes,
             tx_bytes: peer.tx_bytes,
@@ -364,8 +376,9 @@ impl Machinery for Kernel {
 
     fn put_peer(&mut self, peer: &WantedPeer) -> Result<(), PlaneError> {
         self.change_peer(PeerUpdate {
-            endpoint: peer.first_endpoint,
-            keepalive: Some(KEEPALIVE_SECONDS),
+            endpoint: peer.endpoint,
+            // With steering the path machine keeps mappings alive, and lets idle peers sleep.
+            keepalive: Some(if peer.stable { 0 } else { KEEPALIVE_SECONDS }),
             replace_allowed_ips: true,
             allowed_ips: peer.allowed.clone(),
             ..PeerUpdate::new(public(peer.key))
@@ -414,6 +427,7 @@ impl Machinery for Kernel {
             // Down first: without programs the device would pass everything.
             self.netlink.set_down(link).map_err(|error| wrong(&error))?;
         }
+        Steer::remove(&name, &self.options.bpf_dir).map_err(|error| PlaneError::of(&error))?;
         let programs = match self.acl.take() {
             Some(acl) => acl.detach(),
             None => Acl::remove(name.as_str(), &self.options.bpf_dir),

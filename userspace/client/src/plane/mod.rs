@@ -26,8 +26,10 @@ pub struct WantedPeer {
     pub key: NodeKey,
     /// What is accepted from it.
     pub allowed: Vec<IpNet>,
-    /// Where to send to, when WireGuard does not know the peer yet.
-    pub first_endpoint: Option<SocketAddr>,
+    /// Where to send to. If it is not stable: only of a peer that WireGuard does not know yet.
+    pub endpoint: Option<SocketAddr>,
+    /// The endpoint is one that steering leads on: it never changes, and no keepalive is wanted.
+    pub stable: bool,
 }
 
 /// A peer as WireGuard has it.
@@ -39,6 +41,8 @@ pub struct PresentPeer {
     pub allowed: Vec<IpNet>,
     /// Where WireGuard sends to.
     pub endpoint: Option<SocketAddr>,
+    /// WireGuard sends persistent keepalives.
+    pub keepalive: bool,
     /// Time since the last handshake.
     pub handshake_age: Option<Duration>,
     /// Bytes received.
@@ -111,7 +115,7 @@ pub trait Machinery: Send {
     fn peers(&mut self) -> Result<Vec<PresentPeer>, PlaneError>;
     /// Removes a peer.
     fn remove_peer(&mut self, key: NodeKey) -> Result<(), PlaneError>;
-    /// Adds a peer, or replaces what is accepted from it. An endpoint only of a new peer.
+    /// Adds a peer, or replaces what is accepted from it and, if there is one, its endpoint.
     fn put_peer(&mut self, peer: &WantedPeer) -> Result<(), PlaneError>;
     /// Exactly these addresses on the interface, and the interface up.
     fn set_addresses(&mut self, addresses: &[IpNet]) -> Result<(), PlaneError>;

@@ -18,13 +18,31 @@ use ipnet::IpNet;
 use super::{Machinery, PlaneError, PresentPeer, WantedImage, WantedPeer};
 use crate::session::{Desired, Report};
 
-/// Endpoints for peers that WireGuard does not know yet, by peer id.
-pub type FirstEndpoints = BTreeMap<u64, SocketAddr>;
+/// Where WireGuard is to send, by peer id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoints {
+    /// To the stable endpoints that steering leads on. They never change, and nothing keeps idle peers awake.
+    Stable(BTreeMap<u64, SocketAddr>),
+    /// To these, as long as WireGuard does not know the peer; then it is changed elsewhere, or by roaming.
+    First(BTreeMap<u64, SocketAddr>),
+}
+
+impl Endpoints {
+    fn of(&self, id: u64) -> Option<SocketAddr> {
+        match self {
+            Self::Stable(endpoints) | Self::First(endpoints) => endpoints.get(&id).copied(),
+        }
+    }
+
+    fn are_stable(&self) -> bool {
+        matches!(self, Self::Stable(_))
+    }
+}
 
 /// Makes the machine so, as far as possible, and says how far that was.
-pub fn reconcile(machine: &mut dyn Machinery, desired: &Desired, first: &FirstEndpoints) -> Report {
+pub fn reconcile(machine: &mut dyn Machinery, desired: &Desired, endpoints: &Endpoints) -> Report {
     let mut report = Report { ticket: desired.ticket, ..Report::default() };
-    match steps(machine, desired, first, &mut report.problems) {
+    match steps(machine, desired, endpoints, &mut report.problems) {
         Ok(()) => report.complete = report.problems.is_empty(),
         Err(error) => report.problems.push(error.0),
     }
@@ -35,7 +53,7 @@ pub fn reconcile(machine: &mut dyn Machinery, desired: &Desired, first: &FirstEn
 fn steps(
     machine: &mut dyn Machinery,
     desired: &Desired,
-    first: &FirstEndpoints,
+    endpoints: &Endpoints,
     problems: &mut Vec<String>,
 ) -> Result<(), PlaneError> {
     let map = &desired.map;
@@ -43,7 +61,7 @@ fn steps(
     if let Err(error) = machine.ensure_programs() {
         return Err(withdraw(machine, &error));
     }
-    let wanted = wanted_peers(desired, first);
+    let wanted = wanted_peers(desired, endpoints);
     let present: BTreeMap<NodeKey, PresentPeer> =
         machine.peers()?.into_iter().map(|peer| (peer.key, peer)).collect();
     shrink(machine, &present, &wanted)?;
@@ -62,12 +80,16 @@ fn steps(
         return Ok(());
     }
     for peer in wanted.values() {
-        let same = present.get(&peer.key).is_some_and(|is| as_set(&is.allowed) == as_set(&peer.allowed));
-        if !same {
+        if !present.get(&peer.key).is_some_and(|is| is_as_wanted(is, peer)) {
             machine.put_peer(peer)?;
         }
     }
     machine.set_routes(&wanted_routes(desired), &map.own.addresses)
+}
+
+fn is_as_wanted(is: &PresentPeer, wanted: &WantedPeer) -> bool {
+    let endpoint = !wanted.stable || is.endpoint == wanted.endpoint;
+    endpoint && is.keepalive != wanted.stable && as_set(&is.allowed) == as_set(&wanted.allowed)
 }
 
 /// Without programs nothing is enforced, so nobody may be there to send.
@@ -93,18 +115,19 @@ fn shrink(
         let allowed: Vec<IpNet> =
             peer.allowed.iter().filter(|net| keep.allowed.contains(net)).copied().collect();
         if allowed.len() < peer.allowed.len() {
-            machine.put_peer(&WantedPeer { key: peer.key, allowed, first_endpoint: None })?;
+            machine.put_peer(&WantedPeer { allowed, endpoint: None, ..keep.clone() })?;
         }
     }
     Ok(())
 }
 
-fn wanted_peers(desired: &Desired, first: &FirstEndpoints) -> BTreeMap<NodeKey, WantedPeer> {
+fn wanted_peers(desired: &Desired, endpoints: &Endpoints) -> BTreeMap<NodeKey, WantedPeer> {
     let mut allowed = desired.map.allowed();
     let wanted = desired.map.peers.iter().map(|(id, peer)| {
         let mut allowed = allowed.remove(id).unwrap_or_default();
         allowed.retain(is_routable);
-        (peer.key, WantedPeer { key: peer.key, allowed, first_endpoint: first.get(id).copied() })
+        let (endpoint, stable) = (endpoints.of(*id), endpoints.are_stable());
+        (peer.key, WantedPeer { key: peer.key, allowed, endpoint, stable })
     });
     wanted.collect()
 }
@@ -202,6 +225,7 @@ mod tests {
                 key: *key,
                 allowed: allowed.clone(),
                 endpoint: None,
+                keepalive: true,
                 handshake_age: None,
                 rx_bytes: 0,
                 tx_bytes: 0,
@@ -236,16 +260,17 @@ mod tests {
         }
     }
 
+    fn unknown() -> Endpoints {
+        Endpoints::First(BTreeMap::new())
+    }
+
     fn desired(map: &crate::pb::Snapshot) -> Desired {
         let map = NetworkMap::from_snapshot(map).unwrap();
         Desired { ticket: 1, map: Arc::new(map), shadow: false }
     }
 
     fn allowed_of(map: &Desired) -> BTreeMap<NodeKey, BTreeSet<IpNet>> {
-        wanted_peers(map, &FirstEndpoints::new())
-            .into_values()
-            .map(|peer| (peer.key, as_set(&peer.allowed)))
-            .collect()
+        wanted_peers(map, &unknown()).into_values().map(|peer| (peer.key, as_set(&peer.allowed))).collect()
     }
 
     fn allowed_in(machine: &Pretended) -> BTreeMap<NodeKey, BTreeSet<IpNet>> {
@@ -256,17 +281,17 @@ mod tests {
     fn an_image_that_fails_cuts_who_must_go_and_admits_nobody() {
         let mut machine = Pretended::default();
         let before = desired(&testing::snapshot(1, &[1, 2]));
-        assert!(reconcile(&mut machine, &before, &FirstEndpoints::new()).complete);
+        assert!(reconcile(&mut machine, &before, &unknown()).complete);
         machine.refuse_image = true;
         let after = desired(&testing::snapshot(2, &[2, 3]));
-        let report = reconcile(&mut machine, &after, &FirstEndpoints::new());
+        let report = reconcile(&mut machine, &after, &unknown());
         assert!(!report.complete);
         assert_eq!(report.enforced, 1);
         assert!(report.problems[0].contains("generation 1 stays in force"), "{:?}", report.problems);
         let keys: Vec<_> = machine.peers.keys().copied().collect();
         assert_eq!(keys, [testing::key(2)]);
         machine.refuse_image = false;
-        assert!(reconcile(&mut machine, &after, &FirstEndpoints::new()).complete);
+        assert!(reconcile(&mut machine, &after, &unknown()).complete);
         assert_eq!(allowed_in(&machine), allowed_of(&after));
     }
 
@@ -274,9 +299,9 @@ mod tests {
     fn without_programs_every_peer_is_cut_off() {
         let mut machine = Pretended::default();
         let map = desired(&testing::snapshot(1, &[1, 2]));
-        reconcile(&mut machine, &map, &FirstEndpoints::new());
+        reconcile(&mut machine, &map, &unknown());
         machine.refuse_programs = true;
-        let report = reconcile(&mut machine, &map, &FirstEndpoints::new());
+        let report = reconcile(&mut machine, &map, &unknown());
         assert!(!report.complete && machine.peers.is_empty());
         assert!(report.problems[0].contains("cut off"), "{:?}", report.problems);
     }
@@ -289,7 +314,7 @@ mod tests {
             peer.allowed_prefixes.push(net.parse::<IpNet>().unwrap().into());
         }
         let mut machine = Pretended::default();
-        assert!(reconcile(&mut machine, &desired(&snapshot), &FirstEndpoints::new()).complete);
+        assert!(reconcile(&mut machine, &desired(&snapshot), &unknown()).complete);
         let routes: Vec<String> = machine.routes.iter().map(ToString::to_string).collect();
         assert_eq!(routes, ["10.7.0.0/16", "100.64.0.0/16", "fd77:1:2::/48"]);
         assert!(machine.peers.values().flatten().all(|net| net.prefix_len() != 0));
@@ -307,7 +332,7 @@ mod tests {
                 let map = desired(&testing::snapshot(generation, &peers));
                 machine.refuse_image = refuse_image;
                 machine.refuse_programs = refuse_programs;
-                let report = reconcile(&mut machine, &map, &FirstEndpoints::new());
+                let report = reconcile(&mut machine, &map, &unknown());
                 machine.check();
                 prop_assert_eq!(report.complete, !refuse_image && !refuse_programs);
                 let wanted = allowed_of(&map);

@@ -69,6 +69,14 @@ pub enum Output {
     Apply(Desired),
     /// Remove every trace from the system.
     TearDown,
+    /// A peer's signal.
+    Signal(Box<pb::IncomingSignal>),
+    /// All relays of the network.
+    Relays(Vec<pb::Relay>),
+    /// Tokens for relays.
+    RelayTokens(Box<pb::RelayTokens>),
+    /// A relay, by the coordinator's number, hears somebody at our port whom it does not know.
+    RelayRebind(u32),
     /// Write the map; answer with `Saved` or `NotSaved`.
     SaveMap(Arc<NetworkMap>),
     /// Forget map and membership: the coordinator has deleted this node.

@@ -332,8 +332,14 @@ impl Session {
             }
             Some(Incoming::Goodbye(goodbye)) => self.on_goodbye(now, &goodbye),
             Some(Incoming::KeepAlive(_)) => self.backoff.reset(),
-            // The daemon does not use relays yet.
-            Some(Incoming::RelayTokens(_) | Incoming::RelayRebind(_) | Incoming::Relays(_)) => {}
+            Some(Incoming::Signal(signal)) => self.outputs.push_back(Output::Signal(Box::new(signal))),
+            Some(Incoming::Relays(list)) => self.outputs.push_back(Output::Relays(list.relays)),
+            Some(Incoming::RelayTokens(tokens)) => {
+                self.outputs.push_back(Output::RelayTokens(Box::new(tokens)));
+            }
+            Some(Incoming::RelayRebind(rebind)) => {
+                self.outputs.push_back(Output::RelayRebind(rebind.relay));
+            }
             // A newer coordinator may have more to say.
             None => {}
         }

@@ -3,6 +3,7 @@
 mod acl;
 mod key;
 mod node;
+mod path;
 mod ping;
 mod policy;
 mod server;
@@ -33,6 +34,9 @@ pub async fn run(cli: Cli) -> Outcome {
         Command::Down(args) => up::down(&context, &args).await,
         Command::Status { peer } => status::status(&context, peer.as_deref()).await,
         Command::Ping(args) => ping::ping(&context, &args).await,
+        Command::Netcheck => path::netcheck(&context).await,
+        Command::Why { peer } => path::why(&context, &peer).await,
+        Command::Path(args) => path::path(&context, &args).await,
         Command::Version => version::version(&context).await,
         Command::Acl(command) => acl::run(&context, command).await,
         Command::Server(command) => server::run(&context, command).await,

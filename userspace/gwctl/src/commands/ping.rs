@@ -9,12 +9,18 @@ use crate::exit::{Code, Failure, Outcome};
 use crate::output::json;
 use crate::output::units::latency;
 
+/// Echo requests if nothing is said.
+const COUNT: u32 = 4;
+/// And with `--until-direct`.
+const UNTIL_DIRECT: u32 = 30;
+
 pub(super) async fn ping(context: &Context, args: &PingArgs) -> Outcome {
     let mut daemon = connect::daemon(&context.global.socket).await?;
     let interval_ms = std::time::Duration::from_secs_f64(args.interval).as_millis();
     let request = PingRequest {
         peer: args.peer.clone(),
-        count: args.count,
+        count: args.count.unwrap_or(if args.until_direct { UNTIL_DIRECT } else { COUNT }),
+        until_direct: args.until_direct,
         interval_ms: u32::try_from(interval_ms).unwrap_or(u32::MAX),
     };
     let doing = format!("ping {}", args.peer);
@@ -22,17 +28,24 @@ pub(super) async fn ping(context: &Context, args: &PingArgs) -> Outcome {
     let mut replies = daemon.ping(request).await.map_err(failed)?.into_inner();
     let mut times = Vec::new();
     let mut sent = 0;
+    let mut last = PingReply::default();
     while let Some(reply) = replies.message().await.map_err(failed)? {
         sent += 1;
         if reply.latency_ms >= 0.0 {
             times.push(reply.latency_ms);
         }
         show(context, &args.peer, &reply)?;
+        last = reply;
     }
     if !context.output.json {
         context.output.line(summary(sent, &times))?;
     }
-    if times.is_empty() {
+    let direct = last.latency_ms >= 0.0 && last.path_class == "direct";
+    if args.until_direct && !direct && !context.output.json {
+        let why = if last.why.is_empty() { String::new() } else { format!(": {}", last.why) };
+        context.output.line(format!("not direct{why}; `gwctl why {}` says more", args.peer))?;
+    }
+    if times.is_empty() || (args.until_direct && !direct) {
         return Err(Failure::answered(Code::Failed));
     }
     Ok(())
@@ -45,6 +58,7 @@ fn show(context: &Context, peer: &str, reply: &PingReply) -> Outcome {
             sequence: reply.sequence,
             latency_ms: answered.then_some(reply.latency_ms),
             path: reply.path.clone(),
+            path_class: reply.path_class.clone(),
             error: reply.error.clone(),
         });
     }

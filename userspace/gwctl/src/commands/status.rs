@@ -93,6 +93,13 @@ fn head(output: &Output, status: &StatusResponse, now: i64) -> String {
         );
         facts.add("WireGuard", &status.wireguard_backend);
         facts.add("policy", policy(status));
+        // Only where something is missing.
+        if !status.steering && !status.steering_detail.is_empty() {
+            facts.add(
+                "paths",
+                format!("plain endpoints, without NAT traversal and relays: {}", status.steering_detail),
+            );
+        }
     }
     let facts = facts.render();
     if facts.is_empty() { title } else { format!("{title}\n{facts}") }
@@ -126,13 +133,13 @@ fn peer_table(output: &Output, status: &StatusResponse, now: i64, handshakes: bo
     columns.extend([number("RECEIVED"), number("SENT"), number("DROPPED")]);
     let mut table = Table::new(output, &columns);
     for peer in &status.peers {
-        let works = peer.path != "none";
+        let works = !matches!(peer.path.as_str(), "none" | "idle");
         let addresses = peer.peer.as_ref().map(|peer| json::prefixes(&peer.addresses)).unwrap_or_default();
         // Where there is room; the word alone says little.
         let short = output.width.is_some_and(|width| width < 100);
         let path = match peer.path.strip_prefix("direct ") {
             Some(endpoint) if short => endpoint.to_owned(),
-            _ if works => peer.path.clone(),
+            _ if works || peer.path == "idle" => peer.path.clone(),
             _ => idle_path(peer).to_owned(),
         };
         let path_style = if works { Style::Good } else { Style::Warning };
@@ -160,22 +167,24 @@ fn idle_path(peer: &PeerStatus) -> &'static str {
     if peer.peer.as_ref().is_some_and(|peer| peer.online) { "none" } else { "offline" }
 }
 
-/// Why peers that should be there have no path, each on its own line.
+/// Why peers that should be there have no path, or not a direct one, each on its own line.
 fn remarks(output: &Output, status: &StatusResponse) -> Option<String> {
     let online = |peer: &PeerStatus| peer.peer.as_ref().is_some_and(|peer| peer.online);
-    let silent: Vec<&PeerStatus> = status
-        .peers
-        .iter()
-        .filter(|peer| {
-            peer.path == "none" && !peer.why.is_empty() && (online(peer) || !status.coordinator_connected)
-        })
-        .collect();
-    let lines = silent.iter().map(|peer| {
-        let line = format!("{}: {}", name(peer), peer.why);
-        format!("  {}", wrap(&plain(&line), 4, output.width))
-    });
-    let lines: Vec<String> = lines.collect();
-    (!lines.is_empty()).then(|| format!("Without a path:\n{}", lines.join("\n")))
+    let silent = |peer: &PeerStatus| {
+        peer.path == "none" && !peer.why.is_empty() && (online(peer) || !status.coordinator_connected)
+    };
+    let relayed = |peer: &PeerStatus| peer.path_class.starts_with("relay");
+    let list = |title: &str, wanted: &dyn Fn(&PeerStatus) -> bool| {
+        let lines = status.peers.iter().filter(|peer| wanted(peer)).map(|peer| {
+            let line = format!("{}: {}", name(peer), peer.why);
+            format!("  {}", wrap(&plain(&line), 4, output.width))
+        });
+        let lines: Vec<String> = lines.collect();
+        (!lines.is_empty()).then(|| format!("{title}:\n{}", lines.join("\n")))
+    };
+    let lists = [list("Without a path", &silent), list("Not direct", &relayed)];
+    let lists: Vec<String> = lists.into_iter().flatten().collect();
+    (!lists.is_empty()).then(|| lists.join("\n\n"))
 }
 
 fn problems(output: &Output, problems: &[String]) -> String {
@@ -220,7 +229,7 @@ pub fn detail(output: &Output, status: &PeerStatus, now: i64) -> String {
 }
 
 fn unknown_latency(status: &PeerStatus) -> String {
-    if status.path == "none" {
+    if matches!(status.path.as_str(), "none" | "idle") {
         "unknown: no path".to_owned()
     } else {
         "unknown: no answer to ICMP echo, or the policy allows none".to_owned()
@@ -283,6 +292,8 @@ mod tests {
                 PeerStatus {
                     peer: Some(peer("db-1", 3, true)),
                     path: "direct 192.0.2.3:51820".to_owned(),
+                    path_class: "direct".to_owned(),
+                    path_latency_ms: 12.4,
                     why: "announced by the peer".to_owned(),
                     latency_ms: 12.4,
                     last_handshake_unix_ms: NOW - 42_000,

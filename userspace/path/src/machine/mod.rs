@@ -155,6 +155,11 @@ impl PathMachine {
         self.chosen.told
     }
 
+    /// Whether the path that carries the traffic is shown to work; else there is none, or it is hope.
+    pub fn is_proven(&self) -> bool {
+        self.chosen.primary.and_then(|id| self.path(id)).is_some_and(Path::is_proven)
+    }
+
     /// Whether anything is done for the peer now.
     pub fn is_awake(&self) -> bool {
         self.activity.awake_until.is_some()

@@ -172,6 +172,19 @@ fn traffic_flows_on_without_the_coordinator() {
 }
 
 #[test]
+fn traffic_flows_on_while_the_peers_daemon_is_dead() {
+    for kinds in [(Kind::PortPreserving, Kind::EndpointIndependent), (Kind::Symmetric, Kind::PortPreserving)]
+    {
+        let mut world = settled(kinds.0, kinds.1);
+        world.nodes[1].daemon = false;
+        let then = world.now;
+        world.run_for(seconds(60));
+        let gap = gap(&world, then);
+        assert!(gap < seconds(1), "{gap:?}\n{}", why(&world, 0));
+    }
+}
+
+#[test]
 fn an_uplink_that_goes_is_replaced_at_once() {
     let mut world = World::new(3);
     let wifi = world.net.add_nat(INTERNET, PORT_PRESERVING, "203.0.113.1".parse().unwrap());

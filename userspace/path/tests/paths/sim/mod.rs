@@ -208,7 +208,7 @@ impl World {
 
     /// Tells a machine something and does what it wants.
     pub(crate) fn input(&mut self, host: usize, input: Input) {
-        if !self.nodes[host].running {
+        if !self.nodes[host].running || !self.nodes[host].daemon {
             return;
         }
         self.nodes[host].machine.handle_input(self.now, input);
@@ -307,6 +307,9 @@ impl World {
             }
             Route::RelayPort(relay) | Route::Derp(relay) => {
                 let Some(state) = self.relay(relay) else { return };
+                if route.class() == Class::Derp && !self.nodes[host].daemon {
+                    return;
+                }
                 if !self.nodes[host].is_bound(route, state.epoch) || !self.reaches(host, route) {
                     return;
                 }
@@ -336,7 +339,10 @@ impl World {
     fn arrive_relayed(&mut self, host: usize, route: Route, body: Body) {
         let Some(relay) = route.relay().and_then(|relay| self.relay(relay)) else { return };
         // The stream to the relay belongs to the node; the ports have to be bound for the peer.
-        let bound = route.class() == Class::Derp || self.nodes[host].is_bound(route, relay.epoch);
+        let bound = match route.class() {
+            Class::Derp => self.nodes[host].daemon,
+            _ => self.nodes[host].is_bound(route, relay.epoch),
+        };
         if bound && self.reaches(host, route) {
             self.receive(host, route, body);
         }

@@ -20,6 +20,8 @@ pub(crate) struct Node {
     generation: u64,
     controlling: bool,
     pub(crate) running: bool,
+    /// The daemon runs; without it the kernel carries on, and streams and checks do not.
+    pub(crate) daemon: bool,
     /// Carriers asked for.
     pub(crate) wanted: Vec<Route>,
     bound: Vec<(Route, u32)>,
@@ -63,6 +65,7 @@ impl Node {
             generation: 1,
             controlling,
             running: true,
+            daemon: true,
             wanted: Vec::new(),
             bound: Vec::new(),
             quic: Vec::new(),
@@ -96,7 +99,7 @@ impl Node {
     }
 
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        self.machine.poll_timeout().filter(|_| self.running)
+        self.machine.poll_timeout().filter(|_| self.running && self.daemon)
     }
 
     /// The machine never asks to be called again and again at the same time.

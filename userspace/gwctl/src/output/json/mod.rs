@@ -3,6 +3,10 @@
 //! Conventions: times are milliseconds since 1970 in fields named `*_unix_ms`, 0 for never; keys and
 //! fingerprints are hexadecimal; addresses and prefixes are text; what is unknown is `null`.
 
+mod paths;
+
+pub use paths::{Netcheck, Path, Why, Wish};
+
 use ghostwire_proto::address::{NodeEndpoint, prefixes_from_wire};
 use ghostwire_proto::{local, v1};
 use ipnet::IpNet;
@@ -63,6 +67,10 @@ pub struct Status {
     pub node_key: String,
     /// Memory of the daemon.
     pub resident_bytes: u64,
+    /// Whether paths are found and switched; if not, WireGuard gets plain endpoints.
+    pub steering: bool,
+    /// Why not.
+    pub steering_detail: String,
 }
 
 /// This node.
@@ -107,8 +115,10 @@ pub struct Peer {
     pub node_key: String,
     /// When the coordinator saw it last.
     pub last_seen_unix_ms: i64,
-    /// `direct ADDRESS:PORT` or `none`.
+    /// `direct ADDRESS:PORT`, `relay (UDP) NAME`, `relay (TLS) NAME` or `none`.
     pub path: String,
+    /// Its kind: `direct`, `quic`, `relay-udp`, `relay-tls` or `none`.
+    pub path_class: String,
     /// Why this path, or what is wrong.
     pub why: String,
     /// Round-trip time; `null` if unknown.
@@ -146,6 +156,8 @@ impl From<&local::StatusResponse> for Status {
             problems: status.problems.clone(),
             node_key: hex::encode(&status.node_key),
             resident_bytes: status.resident_bytes,
+            steering: status.steering,
+            steering_detail: status.steering_detail.clone(),
         }
     }
 }
@@ -179,6 +191,7 @@ impl From<&local::PeerStatus> for Peer {
             last_seen_unix_ms: peer.last_seen_unix_ms,
             name: peer.name,
             path: status.path.clone(),
+            path_class: status.path_class.clone(),
             why: status.why.clone(),
             latency_ms: (status.latency_ms >= 0.0).then_some(status.latency_ms),
             last_handshake_unix_ms: status.last_handshake_unix_ms,
@@ -197,8 +210,10 @@ pub struct Ping {
     pub sequence: u32,
     /// Round-trip time; `null` without a reply.
     pub latency_ms: Option<f64>,
-    /// The path it took.
+    /// The path in use when the reply came.
     pub path: String,
+    /// Its kind: `direct`, `quic`, `relay-udp`, `relay-tls` or `none`.
+    pub path_class: String,
     /// Why there was no reply.
     pub error: String,
 }

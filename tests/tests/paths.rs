@@ -1,0 +1,245 @@
+//! Which way packets go, through real NATs, firewalls and relays.
+//!
+//! Needs root. Runs on the host (userspace WireGuard where the kernel has none) and in virtual machines.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use ghostwire_tests::mesh::{Mesh, Node, Owner, json, text};
+use ghostwire_tests::nat::Network;
+use ghostwire_tests::process::{check_in, run_in, tail};
+use ghostwire_tests::traffic::{Conversation, EchoServer};
+use ghostwire_tests::wait::{patience, until};
+use serde_json::Value;
+
+const PORT: u16 = 7;
+const POLICY: &str = r#"{ "acls": [{ "action": "accept", "src": ["*"], "dst": ["*:*"] }] }"#;
+
+/// Nodes `a` and `b` in these networks.
+fn pair(a: Network, b: Network) -> Result<Mesh> {
+    let mut mesh = Mesh::start()?;
+    mesh.create_user("dora@company.com")?;
+    mesh.set_policy(POLICY)?;
+    mesh.add_node_in("a", Owner::User("dora@company.com"), a)?;
+    mesh.add_node_in("b", Owner::User("dora@company.com"), b)?;
+    mesh.wait_enforced()?;
+    Ok(mesh)
+}
+
+fn logs(mesh: &Mesh) -> String {
+    let nodes = mesh.nodes.iter().map(|node| {
+        let why = |peer: &str| node.gwctl(&["why", peer]).unwrap_or_else(|error| format!("{error:#}"));
+        let others = mesh.nodes.iter().filter(|other| other.name() != node.name());
+        let whys: Vec<String> = others.map(|other| why(other.name())).collect();
+        (node.name(), format!("{}\n{}", tail(&node.log(), 30), whys.join("\n")))
+    });
+    let all = std::iter::once(("coordinator", tail(&mesh.coordinator.log(), 30))).chain(nodes);
+    all.map(|(name, log)| format!("--- {name}\n{log}")).collect::<Vec<_>>().join("\n")
+}
+
+fn ping(from: &Node, to: &Node) -> Result<()> {
+    check_in(&from.host.netns, "ping", &["-c", "1", "-W", "10", &to.v4.to_string()]).map(drop)
+}
+
+fn why(from: &Node, to: &Node) -> Result<Value> {
+    json(&from.gwctl(&["--json", "why", to.name()])?)
+}
+
+/// Waits, with traffic, until packets take this kind of path.
+fn until_class(from: &Node, to: &Node, class: &str, seconds: u64) -> Result<()> {
+    until(&format!("{} to reach {} by {class}", from.name(), to.name()), patience(seconds), || {
+        run_in(&from.host.netns, "ping", &["-c", "1", "-W", "1", &to.v4.to_string()])?;
+        let why = why(from, to)?;
+        let is = text(&why, "path_class")?;
+        ensure!(is == class, "it is {is}");
+        Ok(())
+    })
+}
+
+#[test]
+fn one_side_that_can_be_reached_is_enough() -> Result<()> {
+    for network in [Network::Public, Network::PortPreserving, Network::Symmetric, Network::Double] {
+        let mesh = pair(network, Network::Public)?;
+        let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+        let check = || -> Result<()> {
+            // The public side begins: it has to wake the other through the coordinator.
+            ping(b, a)?;
+            until_class(b, a, "direct", 20)?;
+            until_class(a, b, "direct", 20)?;
+            let endpoint = check_in(&a.host.netns, "ip", &["-o", "link"])?;
+            ensure!(endpoint.contains("gw0-steer"), "{endpoint}");
+            for node in [a, b] {
+                node.gwctl(&["down"])?;
+                let left = check_in(&node.host.netns, "ip", &["-o", "link"])?;
+                ensure!(!left.contains("gw0"), "{left}");
+            }
+            Ok(())
+        };
+        check().with_context(|| format!("{network}\n{}", logs(&mesh)))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn two_nodes_behind_nats_meet_at_once_and_move_to_a_direct_path() -> Result<()> {
+    let mesh = pair(Network::PortPreserving, Network::PortPreserving)?;
+    let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+    let check = || -> Result<()> {
+        // The first packet, whatever way it takes.
+        ping(a, b)?;
+        until_class(a, b, "direct", 20)?;
+        until_class(b, a, "direct", 20)?;
+        let out = a.gwctl(&["--json", "ping", "b", "--until-direct"])?;
+        let last = json(out.lines().last().context("a reply")?)?;
+        ensure!(text(&last, "path_class")? == "direct", "{last}");
+        ensure!(text(&last, "path")?.starts_with("direct 192.0.2."), "{last}");
+        let status = a.status()?;
+        ensure!(status.get("steering") == Some(&Value::Bool(true)), "{status}");
+        let peer = status.pointer("/peers/0").context("a peer")?;
+        ensure!(peer.get("latency_ms").is_some_and(Value::is_f64), "{peer}");
+        Ok(())
+    };
+    check().with_context(|| logs(&mesh))
+}
+
+#[test]
+fn lost_direct_path_is_replaced_by_a_relay_and_comes_back() -> Result<()> {
+    let mesh = pair(Network::PortPreserving, Network::Public)?;
+    let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+    let check = || -> Result<()> {
+        ping(a, b)?;
+        until_class(a, b, "direct", 20)?;
+        let _echo = EchoServer::start(&b.host.netns, [0_u16; 8].into(), PORT)?;
+        let tcp = Conversation::tcp(&a.host.netns, b.at(PORT), patience(5))?;
+        ensure!(tcp.progresses_within(patience(5)));
+        // The NAT forgets and drops all that goes straight to b.
+        let router = a.host.routers.first().context("a router")?;
+        let address = &b.host.address;
+        let block = format!(
+            "table inet cut {{ chain f {{ type filter hook forward priority -10; \
+             ip daddr {address} udp dport 51820 drop; ip saddr {address} udp sport 51820 drop }} }}"
+        );
+        check_in(router, "nft", &[&block])?;
+        until_class(a, b, "relay-udp", 20)?;
+        ensure!(tcp.progresses_within(patience(10)), "the connection did not survive");
+        check_in(router, "nft", &["delete table inet cut"])?;
+        a.gwctl(&["ping", "b", "--until-direct", "-c", "60"])?;
+        ensure!(tcp.progresses_within(patience(5)));
+        tcp.stop().map(drop)
+    };
+    check().with_context(|| logs(&mesh))
+}
+
+#[test]
+fn where_udp_is_blocked_the_relays_stream_carries() -> Result<()> {
+    let mesh = pair(Network::UdpBlocked, Network::PortPreserving)?;
+    let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+    let check = || -> Result<()> {
+        ping(a, b)?;
+        until_class(a, b, "relay-tls", 20)?;
+        ping(b, a)?;
+        let netcheck = json(&a.gwctl(&["--json", "netcheck"])?)?;
+        ensure!(text(&netcheck, "udp")? == "blocked", "{netcheck}");
+        let why = why(a, b)?;
+        let advice = why.get("advice").and_then(Value::as_array).context("advice")?;
+        let named = advice.iter().any(|line| line.as_str().is_some_and(|line| line.contains("UDP")));
+        ensure!(named, "{why}");
+        let failed = a.try_gwctl(&["ping", "b", "--until-direct", "-c", "2", "-i", "0.2"])?;
+        ensure!(failed.status.code() == Some(1), "{failed:?}");
+        Ok(())
+    };
+    check().with_context(|| logs(&mesh))
+}
+
+#[test]
+fn netcheck_tells_nats_apart() -> Result<()> {
+    let mut mesh = Mesh::start()?;
+    mesh.create_user("dora@company.com")?;
+    mesh.set_policy(POLICY)?;
+    let networks = [
+        ("public", Network::Public, "none"),
+        ("easy", Network::EndpointIndependent, "easy"),
+        ("hard", Network::Symmetric, "hard"),
+    ];
+    for (name, network, _) in networks {
+        mesh.add_node_in(name, Owner::User("dora@company.com"), network)?;
+    }
+    mesh.wait_enforced()?;
+    // Through a relay the NATs show their kind: it sees them from two ports.
+    ping(mesh.node("easy")?, mesh.node("hard")?).with_context(|| logs(&mesh))?;
+    for (name, _, nat) in networks {
+        let node = mesh.node(name)?;
+        until("the kind of NAT", patience(20), || {
+            let netcheck = json(&node.gwctl(&["--json", "netcheck"])?)?;
+            let is = text(&netcheck, "nat")?;
+            ensure!(is == nat, "{name}: {is} instead of {nat}: {netcheck}");
+            Ok(())
+        })
+        .with_context(|| logs(&mesh))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_operator_pins_a_path_and_lets_go() -> Result<()> {
+    let mesh = pair(Network::Public, Network::Public)?;
+    let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+    let check = || -> Result<()> {
+        ping(a, b)?;
+        until_class(a, b, "direct", 20)?;
+        for (kind, class) in [("relay-udp", "relay-udp"), ("relay-tls", "relay-tls"), ("direct", "direct")] {
+            a.gwctl(&["path", "b", "--pin", kind])?;
+            until_class(a, b, class, 20)?;
+            ping(a, b)?;
+        }
+        a.gwctl(&["path", "b", "--prefer", "relay-udp"])?;
+        until_class(a, b, "relay-udp", 20)?;
+        a.gwctl(&["path", "b", "--auto"])?;
+        until_class(a, b, "direct", 20)?;
+        let unknown = a.try_gwctl(&["path", "b", "--pin", "any", "--relay", "atlantis"])?;
+        ensure!(unknown.status.code() == Some(5), "{unknown:?}");
+        Ok(())
+    };
+    check().with_context(|| logs(&mesh))
+}
+
+#[test]
+fn killed_daemon_loses_no_packet_and_the_next_one_adopts_the_path() -> Result<()> {
+    let mut mesh = pair(Network::PortPreserving, Network::Public)?;
+    let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+    ping(a, b)?;
+    until_class(a, b, "direct", 20).with_context(|| logs(&mesh))?;
+    let _echo = EchoServer::start(&b.host.netns, [0_u16; 8].into(), PORT)?;
+    let tcp = Conversation::tcp(&a.host.netns, b.at(PORT), patience(5))?;
+    mesh.node_mut("a")?.kill()?;
+    ensure!(tcp.progresses_within(patience(5)), "packets waited for the daemon");
+    mesh.node_mut("a")?.restart()?;
+    let started = std::time::Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        if !tcp.progresses_within(Duration::from_secs(1)) {
+            bail!("the new daemon broke the connection\n{}", logs(&mesh));
+        }
+    }
+    let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+    until_class(a, b, "direct", 20).with_context(|| logs(&mesh))?;
+    tcp.stop().map(drop)
+}
+
+#[test]
+fn without_steering_plain_endpoints_still_work_and_status_says_so() -> Result<()> {
+    let mut mesh = pair(Network::Public, Network::Public)?;
+    for name in ["a", "b"] {
+        mesh.node_mut(name)?.restart_without_steering()?;
+    }
+    let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+    let check = || -> Result<()> {
+        until("a packet", patience(30), || ping(a, b))?;
+        let status = a.status()?;
+        ensure!(status.get("steering") == Some(&Value::Bool(false)), "{status}");
+        ensure!(text(&status, "steering_detail")?.contains("--steering off"), "{status}");
+        let refused = a.try_gwctl(&["why", "b"])?;
+        ensure!(refused.status.code() == Some(1), "{refused:?}");
+        Ok(())
+    };
+    check().with_context(|| logs(&mesh))
+}
