@@ -232,6 +232,7 @@ impl Relays {
         let since_start = self.since_start(now);
         if let Some((base, client)) = &mut relay.client {
             client.release(since_start);
+            client.handle_timeout(since_start);
             while let Some(transmit) = client.poll_transmit() {
                 self.tasks.push_back(Task::Send(*base, transmit.to, transmit.bytes));
             }
@@ -373,6 +374,7 @@ impl Relays {
             client.unbind(since_start, NodeId(peer));
             if relay.ports.is_empty() {
                 client.release(since_start);
+                client.handle_timeout(since_start);
             }
         }
         self.wanted.remove(&(id, peer));
