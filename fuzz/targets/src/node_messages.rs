@@ -110,6 +110,7 @@ fn network() -> Option<Network> {
         user: Some("u1".to_owned()),
         reusable: true,
         ephemeral: false,
+        relay: false,
         tags: vec!["tag:a".to_owned()],
         created: 0,
         expires: None,

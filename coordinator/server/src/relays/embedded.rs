@@ -158,7 +158,7 @@ fn config(args: &RelayArgs, locals: &[IpAddr], port: u16) -> anyhow::Result<Conf
     let locals: Vec<LocalAddress> = locals.iter().map(local).collect();
     let mut allowed_legs: Vec<IpNet> = Vec::new();
     if !locals.iter().any(|local| is_global(local.advertised)) {
-        allowed_legs.extend(PRIVATE.iter().filter_map(|net| net.parse().ok()));
+        allowed_legs.extend(PRIVATE.iter().filter_map(|net| net.parse::<IpNet>().ok()));
     }
     let config = Config {
         locals,
