@@ -6,6 +6,7 @@
 //!      └───── bridge in a namespace of its own ─────┘
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::nat::Network;
 use crate::netns::Netns;
+use crate::process::check_in;
 
 /// Distinguishes the labs of one process.
 static SERIAL: AtomicU32 = AtomicU32::new(0);
@@ -24,7 +26,23 @@ pub struct Lab {
     id: String,
     hosts: u8,
     switch: Netns,
+    /// Routers with several hosts behind them.
+    shared: BTreeMap<Network, Router>,
     dir: TempDir,
+}
+
+/// A router with a LAN behind it.
+#[derive(Debug)]
+struct Router {
+    netns: Netns,
+    /// Its address outside.
+    outside: String,
+    /// The first three bytes of the LAN's addresses.
+    lan: String,
+    /// How many are on the LAN.
+    members: u16,
+    /// Port of the bridge behind which it is.
+    port: String,
 }
 
 /// A machine: a namespace with one uplink, `eth0`.
@@ -38,7 +56,7 @@ pub struct Host {
     pub address: String,
     /// Its IPv6 address on the uplink, if there is nothing between it and the bridge.
     pub v6: Option<String>,
-    /// What is between it and the bridge, the nearest last.
+    /// What is between it alone and the bridge, the nearest last.
     pub routers: Vec<Netns>,
     /// Port of the bridge behind which it is.
     port: String,
@@ -58,7 +76,7 @@ impl Lab {
         switch.ip(&["link", "set", "br0", "up"])?;
         let dir =
             tempfile::Builder::new().prefix("ghostwire-lab-").tempdir().context("temporary directory")?;
-        Ok(Self { id: id.to_owned(), hosts: 0, switch, dir })
+        Ok(Self { id: id.to_owned(), hosts: 0, switch, shared: BTreeMap::new(), dir })
     }
 
     /// Identifies the lab in the names of namespaces.
@@ -79,44 +97,56 @@ impl Lab {
     /// Adds a host with what is between it and the bridge.
     pub fn host_in(&mut self, name: &str, network: Network) -> Result<Host> {
         let netns = Netns::create(&format!("{}-{name}", self.id))?;
-        let mut routers: Vec<Netns> = Vec::new();
-        for number in 0..network.routers() {
-            routers.push(Netns::create(&format!("{}-{name}-r{number}", self.id))?);
+        let (name, port) = (name.to_owned(), String::new());
+        let mut host = Host { name, netns, address: String::new(), v6: None, routers: Vec::new(), port };
+        if network.is_shared() {
+            let mut router = match self.shared.remove(&network) {
+                Some(router) => router,
+                None => self.router(&format!("{}-shared{}", self.id, self.shared.len()), network)?,
+            };
+            host.address = router.join(network, &host.netns)?;
+            host.port.clone_from(&router.port);
+            self.shared.insert(network, router);
+        } else if network.routers() == 0 {
+            let (port, number) = self.plug_in(&host.netns)?;
+            host.address = outside(number);
+            let v6 = format!("2001:db8::{number:x}");
+            host.netns.ip(&["address", "add", &format!("{}/24", host.address), "dev", "eth0"])?;
+            host.netns.ip(&["address", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"])?;
+            host.netns.ip(&["link", "set", "eth0", "up"])?;
+            (host.port, host.v6) = (port, Some(v6));
+        } else {
+            self.put_behind_routers(&mut host, network)?;
         }
-        let outermost = routers.first().unwrap_or(&netns);
-        let (port, number) = self.plug_in(outermost)?;
-        let mut address = format!("192.0.2.{number}");
-        outermost.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
-        let v6 = routers.is_empty().then(|| format!("2001:db8::{number:x}"));
-        if let Some(v6) = &v6 {
-            netns.ip(&["address", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"])?;
+        network.configure_host(&host.netns)?;
+        Ok(host)
+    }
+
+    /// A chain of routers of its own.
+    fn put_behind_routers(&mut self, host: &mut Host, network: Network) -> Result<()> {
+        let name = |number| format!("{}-{}-r{number}", self.id, host.name);
+        let names: Vec<String> = (0..network.routers()).map(name).collect();
+        let mut router = self.router(&names[0], network)?;
+        host.port.clone_from(&router.port);
+        for (depth, name) in names.iter().enumerate().skip(1) {
+            let inner = Netns::create(name)?;
+            let address = router.join(network, &inner)?;
+            let lan = format!("{}{depth}", router.lan.trim_end_matches(|digit| digit != '.'));
+            host.routers.push(router.netns);
+            router = Router::new(inner, network, address, lan, String::new())?;
         }
-        outermost.ip(&["link", "set", "eth0", "up"])?;
-        for (depth, router) in routers.iter().enumerate() {
-            let next = routers.get(depth + 1).unwrap_or(&netns);
-            let (inner, gateway) = (format!("10.{number}.{depth}.2"), format!("10.{number}.{depth}.1"));
-            router.ip(&[
-                "link",
-                "add",
-                "lan",
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "eth0",
-                "netns",
-                next.name(),
-            ])?;
-            router.ip(&["address", "add", &format!("{gateway}/24"), "dev", "lan"])?;
-            router.ip(&["link", "set", "lan", "up"])?;
-            next.ip(&["address", "add", &format!("{inner}/24"), "dev", "eth0"])?;
-            next.ip(&["link", "set", "eth0", "up"])?;
-            next.ip(&["route", "add", "default", "via", &gateway])?;
-            network.configure(router, &address, &inner)?;
-            address = inner;
-        }
-        network.configure_host(&netns)?;
-        Ok(Host { name: name.to_owned(), netns, address, v6, routers, port })
+        host.address = router.join(network, &host.netns)?;
+        host.routers.push(router.netns);
+        Ok(())
+    }
+
+    /// A router at the bridge.
+    fn router(&mut self, name: &str, network: Network) -> Result<Router> {
+        let netns = Netns::create(name)?;
+        let (port, number) = self.plug_in(&netns)?;
+        netns.ip(&["address", "add", &format!("{}/24", outside(number)), "dev", "eth0"])?;
+        netns.ip(&["link", "set", "eth0", "up"])?;
+        Router::new(netns, network, outside(number), format!("10.{number}.0"), port)
     }
 
     /// Gives a namespace an `eth0` at the bridge; the bridge's port and its number.
@@ -136,9 +166,59 @@ impl Lab {
         Ok(())
     }
 
+    /// Lets everything that the bridge sends out suffer this netem discipline. Needs a kernel that has netem.
+    pub fn impair(&self, netem: &str) -> Result<()> {
+        for number in 1..=self.hosts {
+            let port = format!("port{number}");
+            let qdisc = ["qdisc", "add", "dev", &port, "root", "netem"];
+            let all: Vec<&str> = qdisc.into_iter().chain(netem.split_whitespace()).collect();
+            check_in(&self.switch, "tc", &all)?;
+        }
+        Ok(())
+    }
+
+    /// Lets packets in that an XDP program of the host sends back: a veth device takes such frames only while it polls,
+    /// for which generic receive offload is reason enough.
+    pub fn receive_xdp(&self, host: &Host) -> Result<()> {
+        check_in(&self.switch, "ethtool", &["-K", &host.port, "gro", "on"]).map(drop)
+    }
+
     /// Leaves namespaces and files in place and returns where the files are.
     pub fn leak(self) -> PathBuf {
         self.switch.leak();
+        self.shared.into_values().for_each(|router| router.netns.leak());
         self.dir.keep()
     }
+}
+
+impl Router {
+    fn new(netns: Netns, network: Network, outside: String, lan: String, port: String) -> Result<Self> {
+        netns.ip(&["link", "add", "lan", "type", "bridge"])?;
+        netns.ip(&["address", "add", &format!("{lan}.1/24"), "dev", "lan"])?;
+        netns.ip(&["link", "set", "lan", "up"])?;
+        network.configure(&netns, &outside)?;
+        Ok(Self { netns, outside, lan, members: 0, port })
+    }
+
+    /// Gives a namespace an `eth0` on the LAN; its address.
+    fn join(&mut self, network: Network, member: &Netns) -> Result<String> {
+        self.members += 1;
+        let (port, address) = (format!("lan{}", self.members), format!("{}.{}", self.lan, self.members + 1));
+        let peer = ["type", "veth", "peer", "name", "eth0", "netns", member.name()];
+        self.netns.ip(&[&["link", "add", &port][..], &peer].concat())?;
+        self.netns.ip(&["link", "set", &port, "master", "lan", "up"])?;
+        if network.isolates() {
+            self.netns.ip(&["link", "set", &port, "type", "bridge_slave", "isolated", "on"])?;
+        }
+        member.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
+        member.ip(&["link", "set", "eth0", "up"])?;
+        member.ip(&["route", "add", "default", "via", &format!("{}.1", self.lan)])?;
+        network.add_inside(&self.netns, &self.outside, &address, self.members)?;
+        Ok(address)
+    }
+}
+
+/// The address of the `number`th host or router at the bridge.
+fn outside(number: u8) -> String {
+    format!("192.0.2.{number}")
 }

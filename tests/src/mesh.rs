@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::lab::{Host, Lab};
 use crate::nat::Network;
-use crate::netns::Netns;
+use crate::netns::{Netns, outcome};
 use crate::process::{Process, bin_dir, run_in};
 use crate::wait::{patience, until};
 
@@ -68,6 +68,17 @@ pub enum Owner<'a> {
     Tag(&'a str),
 }
 
+/// A node to be.
+#[derive(Clone, Debug)]
+pub struct NewNode<'a> {
+    /// Host name, also in the mesh.
+    pub name: String,
+    /// Who enrols it.
+    pub owner: Owner<'a>,
+    /// Where it is.
+    pub network: Network,
+}
+
 impl Mesh {
     /// Starts a lab with a coordinator.
     pub fn start() -> Result<Self> {
@@ -113,7 +124,30 @@ impl Mesh {
 
     /// Adds a host in a network of its own, starts the daemon on it and joins the mesh.
     pub fn add_node_in(&mut self, name: &str, owner: Owner<'_>, network: Network) -> Result<&Node> {
-        let key = self.join_key(owner)?;
+        self.add_nodes(vec![NewNode { name: name.to_owned(), owner, network }])?;
+        self.nodes.last().context("the node just added")
+    }
+
+    /// Adds several hosts, which join at the same time.
+    pub fn add_nodes(&mut self, wanted: Vec<NewNode<'_>>) -> Result<()> {
+        let mut joining = Vec::new();
+        for NewNode { name, owner, network } in wanted {
+            let key = self.join_key(owner)?;
+            joining.push((self.start_node(&name, network)?, key));
+        }
+        let joined: Vec<Result<Node>> = std::thread::scope(|scope| {
+            let join = |(node, key): (Node, String)| scope.spawn(move || node.join(&key));
+            let threads: Vec<_> = joining.into_iter().map(join).collect();
+            threads.into_iter().map(|thread| outcome(thread.join())).collect()
+        });
+        for node in joined {
+            self.nodes.push(node?);
+        }
+        Ok(())
+    }
+
+    /// Adds a host and starts the daemon on it.
+    fn start_node(&mut self, name: &str, network: Network) -> Result<Node> {
         let host = self.lab.host_in(name, network)?;
         let dir = self.lab.dir().join(name);
         std::fs::create_dir_all(&dir)?;
@@ -123,12 +157,7 @@ impl Mesh {
         let process = Node::spawn(&host, &dir, &bpf_dir, mounts, steering)?;
         let unspecified = IpAddr::from([0; 4]);
         let (v4, v6) = (unspecified, unspecified);
-        let mut node = Node { host, process, dir, bpf_dir, mounts, steering, v4, v6 };
-        node.wait_ready()?;
-        node.gwctl(&["up", &key, "--hostname", name])?;
-        node.learn_addresses()?;
-        self.nodes.push(node);
-        self.nodes.last().context("the node just added")
+        Ok(Node { host, process, dir, bpf_dir, mounts, steering, v4, v6 })
     }
 
     /// A node by name.
@@ -253,6 +282,14 @@ impl Node {
                 Process::spawn(&host.netns, "ghostwire-client", Path::new("unshare"), &args, &log)
             }
         }
+    }
+
+    fn join(mut self, key: &str) -> Result<Self> {
+        self.wait_ready()?;
+        let name = self.host.name.clone();
+        self.gwctl(&["up", key, "--hostname", &name])?;
+        self.learn_addresses()?;
+        Ok(self)
     }
 
     fn wait_ready(&mut self) -> Result<()> {

@@ -14,6 +14,8 @@ use crate::process::check_in;
 
 /// The port of WireGuard on every host.
 const PORT: u16 = 51820;
+/// First of the ports that NATs with a fixed mapping use outside.
+const MAPPED: u16 = 45_000;
 
 /// What is between a host and the internet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +31,11 @@ pub enum Network {
     Symmetric,
     /// A port-preserving NAT behind another one.
     Double,
+    /// A LAN of several hosts behind one port-preserving NAT that does not lead back inside (no hairpinning).
+    SharedLan,
+    /// Several hosts behind one NAT with fixed mappings that leads back inside (hairpinning); they cannot reach each other
+    /// on the LAN, as guests of a wireless network cannot.
+    SharedHairpin,
     /// A port-preserving NAT that drops UDP.
     UdpBlocked,
     /// No NAT, and no IPv4.
@@ -39,81 +46,117 @@ pub enum Network {
 
 impl Network {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Public,
         Self::PortPreserving,
         Self::EndpointIndependent,
         Self::Symmetric,
         Self::Double,
+        Self::SharedLan,
+        Self::SharedHairpin,
         Self::UdpBlocked,
         Self::Ipv6Only,
         Self::Firewalled,
     ];
 
+    /// The best class of path that theory allows two such networks.
+    pub fn best_class(self, other: Self) -> &'static str {
+        if self.can_be_direct(other) {
+            "direct"
+        } else if self == Self::UdpBlocked || other == Self::UdpBlocked {
+            "relay-tls"
+        } else {
+            "relay-udp"
+        }
+    }
+
     /// Whether theory allows two such networks a direct path.
     pub fn can_be_direct(self, other: Self) -> bool {
-        use Network::{
-            Double, EndpointIndependent, Firewalled, Ipv6Only, PortPreserving, Public, Symmetric, UdpBlocked,
+        // Seen from outside, a shared NAT is like one with a single host.
+        let alone = |network| match network {
+            Self::SharedLan => Self::PortPreserving,
+            Self::SharedHairpin => Self::EndpointIndependent,
+            other => other,
         };
-        let v6 = |network| matches!(network, Ipv6Only | Public | Firewalled);
-        match (self, other) {
-            (UdpBlocked, _) | (_, UdpBlocked) => false,
-            (Ipv6Only, other) | (other, Ipv6Only) => v6(other),
-            // The mapping cannot be known, and the other side's filter wants to know it.
-            (Symmetric, PortPreserving | Symmetric | Double) | (PortPreserving | Double, Symmetric) => false,
-            // Who is reached by whom was sent to learns the port from the first packet.
-            (Symmetric, Public | EndpointIndependent) | (Public | EndpointIndependent, Symmetric) => true,
-            // A firewall that is stateful by address and port.
-            (Symmetric, Firewalled) | (Firewalled, Symmetric) => false,
+        let has_v6 = |network| matches!(network, Self::Ipv6Only | Self::Public | Self::Firewalled);
+        match (alone(self), alone(other)) {
+            (Self::UdpBlocked, _) | (_, Self::UdpBlocked) => false,
+            (Self::Ipv6Only, other) | (other, Self::Ipv6Only) => has_v6(other),
+            // Who lets in everybody learns the port from the first packet; whoever else filters by address and port
+            // would have to know a port that nobody can know.
+            (Self::Symmetric, other) | (other, Self::Symmetric) => {
+                matches!(other, Self::Public | Self::EndpointIndependent)
+            }
             _ => true,
         }
     }
 
-    fn is_behind_nat(self) -> bool {
-        !matches!(self, Self::Public | Self::Ipv6Only | Self::Firewalled)
+    /// Whether hosts of this kind are behind one router.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Self::SharedLan | Self::SharedHairpin)
     }
 
-    /// How many routers there are.
+    /// How many routers there are for each host, or for all of a shared network.
     pub fn routers(self) -> u8 {
         match self {
+            Self::Public | Self::Ipv6Only | Self::Firewalled => 0,
             Self::Double => 2,
-            other => u8::from(other.is_behind_nat()),
+            _ => 1,
         }
     }
 
+    /// Whether hosts on the LAN reach each other there.
+    pub fn isolates(self) -> bool {
+        self == Self::SharedHairpin
+    }
+
     /// Makes a router of `netns` whose outer link is `eth0` with the address `outside`, and whose inner one is `lan`.
-    /// `inside` is the host's address.
-    pub fn configure(self, netns: &Netns, outside: &str, inside: &str) -> Result<()> {
+    pub fn configure(self, netns: &Netns, outside: &str) -> Result<()> {
         check_in(netns, "sysctl", &["-q", "-w", "net.ipv4.ip_forward=1"])?;
-        let rules = match self {
-            Self::EndpointIndependent => {
-                let mapped = 45_000;
-                format!(
-                    "chain out {{ type nat hook postrouting priority srcnat;\n\
-                       oifname eth0 udp sport {PORT} snat to {outside}:{mapped}\n\
-                       oifname eth0 masquerade\n}}\n\
-                     chain in {{ type nat hook prerouting priority dstnat;\n\
-                       iifname eth0 udp dport {mapped} dnat to {inside}:{PORT}\n}}"
-                )
-            }
-            Self::Symmetric => "chain out { type nat hook postrouting priority srcnat;\n\
-                                oifname eth0 masquerade fully-random\n}"
-                .to_owned(),
-            _ => "chain out { type nat hook postrouting priority srcnat;\n\
-                  oifname eth0 masquerade\n}"
-                .to_owned(),
+        let masquerade = match self {
+            Self::Symmetric => "masquerade fully-random",
+            _ => "masquerade",
         };
         let udp = if self == Self::UdpBlocked { "meta l4proto udp drop" } else { "" };
         // What was not asked for does not come in: a router at home.
-        let closed =
-            if self == Self::EndpointIndependent { "iifname eth0 ct status dnat accept" } else { "" };
-        let filter = format!(
-            "chain forward {{ type filter hook forward priority filter; policy drop;\n{udp}\n\
-             ct state established,related accept\niifname lan accept\n{closed}\n}}\n\
-             chain input {{ type filter hook input priority filter; policy accept;\n\
-             iifname eth0 ct state new udp dport != 0 drop\n}}"
-        );
-        nft(netns, &format!("table inet router {{\n{rules}\n{filter}\n}}"))
+        nft(
+            netns,
+            &format!(
+                "table inet router {{\n\
+                 chain fixed_out {{ }}\n\
+                 chain fixed_in {{ }}\n\
+                 chain out {{ type nat hook postrouting priority srcnat;\n\
+                   jump fixed_out\n\
+                   oifname eth0 {masquerade}\n}}\n\
+                 chain in {{ type nat hook prerouting priority dstnat;\n\
+                   ip daddr {outside} jump fixed_in\n}}\n\
+                 chain forward {{ type filter hook forward priority filter; policy drop;\n\
+                   {udp}\n\
+                   ct state established,related accept\n\
+                   ct status dnat accept\n\
+                   iifname lan accept\n}}\n\
+                 chain input {{ type filter hook input priority filter; policy accept;\n\
+                   iifname eth0 ct state new meta l4proto udp drop\n}}\n}}"
+            ),
+        )
+    }
+
+    /// Tells the router of a host behind it: the `number`th one, whose address is `inside`.
+    pub fn add_inside(self, router: &Netns, outside: &str, inside: &str, number: u16) -> Result<()> {
+        if !matches!(self, Self::EndpointIndependent | Self::SharedHairpin) {
+            return Ok(());
+        }
+        let mapped = MAPPED + number;
+        let from = format!("ip saddr {inside} udp sport {PORT}");
+        // The second rule is the hairpin: who is behind the router sees the other by its address outside.
+        nft(
+            router,
+            &format!(
+                "add rule inet router fixed_out oifname eth0 {from} snat ip to {outside}:{mapped}\n\
+                 add rule inet router fixed_out oifname lan ct status dnat {from} snat ip to {outside}:{mapped}\n\
+                 add rule inet router fixed_in udp dport {mapped} dnat ip to {inside}:{PORT}"
+            ),
+        )
     }
 
     /// Does what is to be done on the host itself.
@@ -139,6 +182,8 @@ impl fmt::Display for Network {
             Self::EndpointIndependent => "endpoint-indep.",
             Self::Symmetric => "symmetric",
             Self::Double => "double NAT",
+            Self::SharedLan => "same LAN",
+            Self::SharedHairpin => "hairpin",
             Self::UdpBlocked => "UDP blocked",
             Self::Ipv6Only => "IPv6 only",
             Self::Firewalled => "firewalled",

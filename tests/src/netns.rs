@@ -124,7 +124,12 @@ pub fn reap(name: &str) -> Result<()> {
 
 /// The result of a thread, its panic as an error.
 pub fn join<T>(handle: JoinHandle<Result<T>>) -> Result<T> {
-    match handle.join() {
+    outcome(handle.join())
+}
+
+/// What a thread that has ended has returned, its panic as an error.
+pub fn outcome<T>(ended: std::thread::Result<Result<T>>) -> Result<T> {
+    match ended {
         Ok(result) => result,
         Err(panic) => {
             let text = panic

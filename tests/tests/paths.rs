@@ -116,8 +116,8 @@ fn lost_direct_path_is_replaced_by_a_relay_and_comes_back() -> Result<()> {
         let router = a.host.routers.first().context("a router")?;
         let address = &b.host.address;
         let block = format!(
-            "table inet cut {{ chain f {{ type filter hook forward priority -10; \
-             ip daddr {address} udp dport 51820 drop; ip saddr {address} udp sport 51820 drop }} }}"
+            "table inet cut {{ chain f {{ type filter hook forward priority -10;\n\
+             ip daddr {address} udp dport 51820 drop\nip saddr {address} udp sport 51820 drop\n}}\n}}"
         );
         check_in(router, "nft", &[&block])?;
         until_class(a, b, "relay-udp", 20)?;
