@@ -28,6 +28,8 @@ const INSPECT: Duration = Duration::from_secs(1);
 const BUDGET: usize = 64;
 /// Signals are sent again this much later if the stream had no room.
 const NO_ROOM: Duration = Duration::from_millis(50);
+/// How often this host's own firewall is told whose packets to expect: it forgets after 30 s.
+const ANNOUNCE: Duration = Duration::from_secs(12);
 /// Packets of the carrier may be aggregates of several.
 const CARRIER_BUFFER: usize = 65_536;
 const CONTROLLER_BUFFER: usize = 2_048;
@@ -53,6 +55,8 @@ pub(super) struct Steering {
     ids: HashMap<PeerId, u64>,
     /// Packets sent and received, by peer.
     counted: BTreeMap<u64, (u64, u64)>,
+    /// When this host's firewall was told to expect a peer's packets.
+    announced: HashMap<PeerId, Instant>,
     streams: BTreeMap<RelayId, (u64, derp::Stream)>,
     next_stream: u64,
     events: mpsc::Sender<(RelayId, u64, StreamEvent)>,
@@ -85,6 +89,7 @@ impl Steering {
             peers: BTreeMap::new(),
             ids: HashMap::new(),
             counted: BTreeMap::new(),
+            announced: HashMap::new(),
             streams: BTreeMap::new(),
             next_stream: 0,
             events,
@@ -187,6 +192,9 @@ impl Steering {
     pub(super) fn on_time(&mut self, now: Instant) {
         if self.poll_at <= now {
             self.read_counters(now);
+            let awake: Vec<PeerId> =
+                self.ways.awake().filter_map(|id| self.peers.get(&id).copied()).collect();
+            awake.into_iter().for_each(|peer| self.announce(now, peer));
             self.poll_at = now + if self.ways.is_active() { POLL } else { POLL_QUIET };
         }
         if self.ways.poll_timeout().is_some_and(|at| at <= now) {
@@ -261,6 +269,7 @@ impl Steering {
                 tracing::warn!(%error, %peer, "cannot forget the path of a peer that is gone");
             }
         }
+        self.announced.retain(|peer, _| peers.values().any(|wanted| wanted == peer));
         self.counted.retain(|id, _| self.peers.get(id) == peers.get(id));
         self.ids = peers.iter().map(|(id, peer)| (*peer, *id)).collect();
         self.peers = peers;
@@ -336,9 +345,9 @@ impl Steering {
                 }
             }
             Effect::Deliver { peer, bytes } => {
-                if let Some(peer) = self.peers.get(&peer)
-                    && let Err(error) = self.carrier.deliver(*peer, Class::Derp, &bytes)
-                {
+                let Some(peer) = self.peers.get(&peer).copied() else { return };
+                self.announce(Instant::now(), peer);
+                if let Err(error) = self.carrier.deliver(peer, Class::Derp, &bytes) {
                     tracing::trace!(%error, %peer, "not delivered");
                 }
             }
@@ -382,6 +391,7 @@ impl Steering {
 
     fn admit(&mut self, id: u64, remote: SocketAddr, relayed: bool) {
         let Some(peer) = self.peers.get(&id).copied() else { return };
+        self.announce(Instant::now(), peer);
         let class = if relayed { Class::RelayPort } else { Class::Direct };
         match self.steer.admit(remote, peer, class) {
             Ok(None) => {}
@@ -391,6 +401,17 @@ impl Steering {
             Err(error) => {
                 tracing::warn!(error = %PlaneError::of(&error), %peer, %remote, "cannot let packets in");
             }
+        }
+    }
+
+    /// A firewall of this host may let in only answers: WireGuard's packets of the peer shall be such.
+    fn announce(&mut self, now: Instant, peer: PeerId) {
+        if self.announced.get(&peer).is_some_and(|last| now < *last + ANNOUNCE) {
+            return;
+        }
+        self.announced.insert(peer, now);
+        if let Err(error) = self.steer.announce(peer) {
+            tracing::debug!(%error, %peer, "the host's firewall is not told of a peer");
         }
     }
 

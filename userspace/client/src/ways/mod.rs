@@ -414,6 +414,11 @@ impl Ways {
         self.peers.contains_key(&peer)
     }
 
+    /// Peers for whom something is done now.
+    pub fn awake(&self) -> impl Iterator<Item = u64> + '_ {
+        self.peers.iter().filter(|(_, peer)| peer.machine.is_awake()).map(|(id, _)| *id)
+    }
+
     /// Whether anything is done for any peer now.
     pub fn is_active(&self) -> bool {
         self.peers.values().any(|peer| peer.machine.is_awake())

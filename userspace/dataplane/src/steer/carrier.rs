@@ -149,7 +149,7 @@ fn parse(packet: &[u8]) -> Option<(PeerId, &[u8])> {
 }
 
 /// A UDP datagram with all its headers and checksums.
-fn build(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+pub(super) fn build(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(UDP + payload.len()).unwrap_or(u16::MAX);
     let (src, dst) = (words(from.ip()), words(to.ip()));
     let header: Vec<u32> = match from.ip() {

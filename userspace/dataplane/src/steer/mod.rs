@@ -25,6 +25,7 @@
 
 mod address;
 mod admissions;
+mod announce;
 pub mod carried;
 mod carrier;
 mod controller;
@@ -63,6 +64,7 @@ pub use paths::Path;
 pub use uplinks::{Uplink, UplinkReport};
 
 use admissions::Admission;
+use announce::Announcer;
 use paths::{PeerState, Slots};
 use tables::{Seen, Tables};
 use uplinks::Attached;
@@ -124,6 +126,7 @@ pub struct Steer {
     stale: BTreeSet<u32>,
     controller: Arc<Controller>,
     carrier: Arc<Carrier>,
+    announcer: Option<Announcer>,
 }
 
 impl std::fmt::Debug for Steer {
@@ -172,6 +175,9 @@ impl Steer {
         place.remove_other(attachment)?;
         let mut stale = uplinks::left_behind(&dir, handle, &netlink.links()?)?;
         stale.remove(&device.index);
+        let announcer = Announcer::open(options.family, options.fwmark).inspect_err(|error| {
+            tracing::warn!(%error, "a firewall on this host that lets in only answers may keep peers out");
+        });
         tracing::debug!(device = %device.name, ?origin, ?attachment, peers = peers.len(), "steering is in place");
         Ok(Self {
             dir,
@@ -189,6 +195,7 @@ impl Steer {
             stale,
             controller: Arc::new(controller),
             carrier: Arc::new(Carrier::new(descriptor, options.family, options.wireguard_port)),
+            announcer: announcer.ok(),
             options: options.clone(),
             device,
         })
@@ -241,6 +248,13 @@ impl Steer {
     /// The door of the carriers.
     pub fn carrier(&self) -> Arc<Carrier> {
         Arc::clone(&self.carrier)
+    }
+
+    /// Lets a firewall of this host that passes only answers expect packets of the peer, for the 30 s for which connection
+    /// tracking remembers a question.
+    pub fn announce(&self, peer: PeerId) -> std::io::Result<()> {
+        let port = self.options.wireguard_port;
+        self.announcer.as_ref().map_or(Ok(()), |announcer| announcer.announce(peer, port))
     }
 
     /// Follows WireGuard to another listen port. Paths keep the local port that they were given: set them anew.
