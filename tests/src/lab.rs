@@ -177,10 +177,10 @@ impl Lab {
         Ok(())
     }
 
-    /// Lets packets in that an XDP program of the host sends back: a veth device takes such frames only while it polls,
-    /// for which generic receive offload is reason enough.
-    pub fn receive_xdp(&self, host: &Host) -> Result<()> {
-        check_in(&self.switch, "ethtool", &["-K", &host.port, "gro", "on"]).map(drop)
+    /// Makes a host's link one that XDP can be used on as on a wire: its veth's other end takes what XDP sends only
+    /// with NAPI, which GRO turns on, and without offloads checksums are complete when XDP sees the packet.
+    pub fn prepare_for_xdp(&self, host: &Host) -> Result<()> {
+        check_in(&self.switch, "ethtool", &["-K", &host.port, "gro", "on", "tx", "off"]).map(drop)
     }
 
     /// Leaves namespaces and files in place and returns where the files are.
@@ -207,12 +207,13 @@ impl Router {
         let peer = ["type", "veth", "peer", "name", "eth0", "netns", member.name()];
         self.netns.ip(&[&["link", "add", &port][..], &peer].concat())?;
         self.netns.ip(&["link", "set", &port, "master", "lan", "up"])?;
-        if network.isolates() {
-            self.netns.ip(&["link", "set", &port, "type", "bridge_slave", "isolated", "on"])?;
-        }
-        member.ip(&["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
+        let gateway = format!("{}.1", self.lan);
+        // Isolated: everything goes to the router. (A bridge's own isolation also stops what the router sends back.)
+        let length = if network.isolates() { 32 } else { 24 };
+        member.ip(&["address", "add", &format!("{address}/{length}"), "dev", "eth0"])?;
         member.ip(&["link", "set", "eth0", "up"])?;
-        member.ip(&["route", "add", "default", "via", &format!("{}.1", self.lan)])?;
+        member.ip(&["route", "replace", &gateway, "dev", "eth0"])?;
+        member.ip(&["route", "add", "default", "via", &gateway])?;
         network.add_inside(&self.netns, &self.outside, &address, self.members)?;
         Ok(address)
     }

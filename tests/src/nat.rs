@@ -105,7 +105,7 @@ impl Network {
         }
     }
 
-    /// Whether hosts on the LAN reach each other there.
+    /// Whether hosts on the LAN do not reach each other there.
     pub fn isolates(self) -> bool {
         self == Self::SharedHairpin
     }
@@ -117,6 +117,11 @@ impl Network {
             Self::Symmetric => "masquerade fully-random",
             _ => "masquerade",
         };
+        for link in ["all", "lan"] {
+            let redirects = format!("net.ipv4.conf.{link}.send_redirects=0");
+            check_in(netns, "sysctl", &["-q", "-w", &redirects])?;
+        }
+        let isolate = if self.isolates() { "iifname lan oifname lan drop" } else { "" };
         let udp = if self == Self::UdpBlocked { "meta l4proto udp drop" } else { "" };
         // What was not asked for does not come in: a router at home.
         nft(
@@ -134,6 +139,7 @@ impl Network {
                    {udp}\n\
                    ct state established,related accept\n\
                    ct status dnat accept\n\
+                   {isolate}\n\
                    iifname lan accept\n}}\n\
                  chain input {{ type filter hook input priority filter; policy accept;\n\
                    iifname eth0 ct state new meta l4proto udp drop\n}}\n}}"
