@@ -177,10 +177,9 @@ impl Lab {
         Ok(())
     }
 
-    /// Makes a host's link one that XDP can be used on as on a wire: its veth's other end takes what XDP sends only
-    /// with NAPI, which GRO turns on, and without offloads checksums are complete when XDP sees the packet.
+    /// Makes a host's link like a wire for XDP: checksums are complete when it sees a packet.
     pub fn prepare_for_xdp(&self, host: &Host) -> Result<()> {
-        check_in(&self.switch, "ethtool", &["-K", &host.port, "gro", "on", "tx", "off"]).map(drop)
+        check_in(&self.switch, "ethtool", &["-K", &host.port, "tx", "off"]).map(drop)
     }
 
     /// Leaves namespaces and files in place and returns where the files are.

@@ -6,6 +6,8 @@
 //! - [`nat`]: what can be between a host and that internet.
 //! - [`mesh`]: a coordinator and nodes on the hosts of a lab, driven through `gwctl` as a user would.
 //! - [`grid`]: every pair of kinds of network: the path that is reached, and how soon.
+//! - [`relay`]: a relay on a host of the lab.
+//! - [`switching`]: what a change of path costs.
 //! - [`traffic`]: numbered UDP streams, TCP conversations and probes, whose losses are counted exactly.
 //! - [`wireguard`]: a bare WireGuard tunnel with the same backend, to compare with.
 //!
@@ -18,6 +20,8 @@ pub mod mesh;
 pub mod nat;
 pub mod netns;
 pub mod process;
+pub mod relay;
+pub mod switching;
 pub mod traffic;
 pub mod wait;
 pub mod wireguard;

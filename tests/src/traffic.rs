@@ -251,6 +251,8 @@ pub struct StreamReport {
     pub duplicated: u64,
     /// Numbers that arrived after a higher one.
     pub reordered: u64,
+    /// The longest time between two that arrived.
+    pub longest_gap: Duration,
 }
 
 impl StreamReport {
@@ -265,7 +267,7 @@ impl StreamReport {
 pub struct NumberedStream {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<Result<u64>>,
-    receiver: JoinHandle<Result<(u64, u64, u64)>>,
+    receiver: JoinHandle<Result<StreamReport>>,
     received: Arc<AtomicU64>,
 }
 
@@ -308,8 +310,7 @@ impl NumberedStream {
     pub fn stop(self) -> Result<StreamReport> {
         self.stop.store(true, Ordering::Relaxed);
         let sent = join(self.sender)?;
-        let (received, duplicated, reordered) = join(self.receiver)?;
-        Ok(StreamReport { sent, received, duplicated, reordered })
+        Ok(StreamReport { sent, ..join(self.receiver)? })
     }
 }
 
@@ -329,15 +330,18 @@ fn send_numbers(source: &UdpSocket, per_second: u32, size: usize, stop: &AtomicB
     Ok(sent)
 }
 
-fn receive_numbers(sink: &UdpSocket, stop: &AtomicBool, count: &AtomicU64) -> Result<(u64, u64, u64)> {
+fn receive_numbers(sink: &UdpSocket, stop: &AtomicBool, count: &AtomicU64) -> Result<StreamReport> {
     let mut seen = HashSet::new();
     let (mut duplicated, mut reordered, mut highest) = (0, 0, None);
     let mut buffer = vec![0; 65536];
     let mut idle = 0;
+    let (mut last, mut longest_gap) = (None::<Instant>, Duration::ZERO);
     loop {
         match sink.recv(&mut buffer) {
             Ok(length) if length >= 8 => {
                 idle = 0;
+                let now = Instant::now();
+                longest_gap = longest_gap.max(last.replace(now).map_or(Duration::ZERO, |last| now - last));
                 let mut number = [0; 8];
                 number.copy_from_slice(&buffer[..8]);
                 let number = u64::from_be_bytes(number);
@@ -356,7 +360,8 @@ fn receive_numbers(sink: &UdpSocket, stop: &AtomicBool, count: &AtomicU64) -> Re
                 if stop.load(Ordering::Relaxed) {
                     idle += 1;
                     if idle >= 10 {
-                        return Ok((seen.len() as u64, duplicated, reordered));
+                        let (sent, received) = (0, seen.len() as u64);
+                        return Ok(StreamReport { sent, received, duplicated, reordered, longest_gap });
                     }
                 }
             }

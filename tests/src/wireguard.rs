@@ -63,7 +63,7 @@ impl BareTunnel {
             helper.check_alive()?;
             check_in(&host.netns, "wg", &["show", link]).map(drop)
         })
-        .context("start userspace WireGuard")?;
+        .with_context(|| format!("start userspace WireGuard\n{}", helper.log()))?;
         self.helpers.push(helper);
         Ok(())
     }

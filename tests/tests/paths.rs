@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use ghostwire_tests::mesh::{Mesh, Node, Owner, json, text};
 use ghostwire_tests::nat::Network;
-use ghostwire_tests::process::{check_in, run_in, tail};
+use ghostwire_tests::process::{check_in, tail};
+use ghostwire_tests::relay::Relay;
+use ghostwire_tests::switching::{self, until_class, until_more};
 use ghostwire_tests::traffic::{Conversation, EchoServer};
 use ghostwire_tests::wait::{patience, until};
 use serde_json::Value;
@@ -45,17 +47,6 @@ fn why(from: &Node, to: &Node) -> Result<Value> {
     json(&from.gwctl(&["--json", "why", to.name()])?)
 }
 
-/// Waits, with traffic, until packets take this kind of path.
-fn until_class(from: &Node, to: &Node, class: &str, seconds: u64) -> Result<()> {
-    until(&format!("{} to reach {} by {class}", from.name(), to.name()), patience(seconds), || {
-        run_in(&from.host.netns, "ping", &["-c", "1", "-W", "1", &to.v4.to_string()])?;
-        let why = why(from, to)?;
-        let is = text(&why, "path_class")?;
-        ensure!(is == class, "it is {is}");
-        Ok(())
-    })
-}
-
 #[test]
 fn one_side_that_can_be_reached_is_enough() -> Result<()> {
     for network in [Network::Public, Network::PortPreserving, Network::Symmetric, Network::Double] {
@@ -64,8 +55,8 @@ fn one_side_that_can_be_reached_is_enough() -> Result<()> {
         let check = || -> Result<()> {
             // The public side begins: it has to wake the other through the coordinator.
             ping(b, a)?;
-            until_class(b, a, "direct", 20)?;
-            until_class(a, b, "direct", 20)?;
+            until_class(b, a, "direct")?;
+            until_class(a, b, "direct")?;
             let endpoint = check_in(&a.host.netns, "ip", &["-o", "link"])?;
             ensure!(endpoint.contains("gw0-steer"), "{endpoint}");
             for node in [a, b] {
@@ -87,8 +78,8 @@ fn two_nodes_behind_nats_meet_at_once_and_move_to_a_direct_path() -> Result<()> 
     let check = || -> Result<()> {
         // The first packet, whatever way it takes.
         ping(a, b)?;
-        until_class(a, b, "direct", 20)?;
-        until_class(b, a, "direct", 20)?;
+        until_class(a, b, "direct")?;
+        until_class(b, a, "direct")?;
         let out = a.gwctl(&["--json", "ping", "b", "--until-direct"])?;
         let last = json(out.lines().last().context("a reply")?)?;
         ensure!(text(&last, "path_class")? == "direct", "{last}");
@@ -103,29 +94,69 @@ fn two_nodes_behind_nats_meet_at_once_and_move_to_a_direct_path() -> Result<()> 
 }
 
 #[test]
+fn from_a_relay_to_a_direct_path_no_packet_is_lost_or_overtaken() -> Result<()> {
+    let mut mesh = pair(Network::PortPreserving, Network::PortPreserving)?;
+    // One that forwards in the kernel: packets do not wait there for a processor and are not overtaken.
+    let relay = Relay::join(&mut mesh, "frankfurt")?;
+    let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+    let check = || -> Result<()> {
+        ping(a, b)?;
+        for report in switching::upgrade(a, b, "frankfurt")? {
+            println!("relay to direct: {report:?}");
+            ensure!(report.lost() == 0 && report.reordered == 0, "{report:?}");
+        }
+        Ok(())
+    };
+    check().with_context(|| format!("{}\n{}", relay.log(), logs(&mesh)))
+}
+
+#[test]
 fn lost_direct_path_is_replaced_by_a_relay_and_comes_back() -> Result<()> {
     let mesh = pair(Network::PortPreserving, Network::Public)?;
     let (a, b) = (mesh.node("a")?, mesh.node("b")?);
     let check = || -> Result<()> {
         ping(a, b)?;
-        until_class(a, b, "direct", 20)?;
+        until_class(a, b, "direct")?;
         let _echo = EchoServer::start(&b.host.netns, [0_u16; 8].into(), PORT)?;
         let tcp = Conversation::tcp(&a.host.netns, b.at(PORT), patience(5))?;
         ensure!(tcp.progresses_within(patience(5)));
-        // The NAT forgets and drops all that goes straight to b.
-        let router = a.host.routers.first().context("a router")?;
-        let address = &b.host.address;
-        let block = format!(
-            "table inet cut {{ chain f {{ type filter hook forward priority -10;\n\
-             ip daddr {address} udp dport 51820 drop\nip saddr {address} udp sport 51820 drop\n}}\n}}"
-        );
-        check_in(router, "nft", &[&block])?;
-        until_class(a, b, "relay-udp", 20)?;
+        println!("direct to relay: nothing arrived for {:?}", switching::failover(a, b)?);
         ensure!(tcp.progresses_within(patience(10)), "the connection did not survive");
-        check_in(router, "nft", &["delete table inet cut"])?;
-        a.gwctl(&["ping", "b", "--until-direct", "-c", "60"])?;
+        switching::unblock(a, b)?;
         ensure!(tcp.progresses_within(patience(5)));
         tcp.stop().map(drop)
+    };
+    check().with_context(|| logs(&mesh))
+}
+
+#[test]
+fn lost_relay_is_replaced_by_another() -> Result<()> {
+    let mut mesh = pair(Network::Symmetric, Network::Symmetric)?;
+    let relay = Relay::join(&mut mesh, "frankfurt")?;
+    let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+    let through = |from: &Node, to: &Node| -> Result<bool> {
+        Ok(text(&why(from, to)?, "path")?.contains(&relay.host.address))
+    };
+    let check = || -> Result<()> {
+        ping(a, b)?;
+        for (from, to) in [(a, b), (b, a)] {
+            from.gwctl(&["path", to.name(), "--prefer", "relay-udp", "--relay", "frankfurt"])?;
+        }
+        until("both to use the relay", patience(30), || {
+            ping(a, b)?;
+            ensure!(through(a, b)? && through(b, a)?, "{}\n{}", why(a, b)?, why(b, a)?);
+            Ok(())
+        })?;
+        let stream = switching::stream(a, b)?;
+        until_more(&stream, 100)?;
+        mesh.lab.set_uplink(&relay.host, false)?;
+        until("another relay to carry", patience(30), || {
+            ensure!(!through(a, b)?, "{}", why(a, b)?);
+            Ok(())
+        })?;
+        until_more(&stream, 100)?;
+        println!("relay to relay: nothing arrived for {:?}", stream.stop()?.longest_gap);
+        Ok(())
     };
     check().with_context(|| logs(&mesh))
 }
@@ -136,7 +167,7 @@ fn where_udp_is_blocked_the_relays_stream_carries() -> Result<()> {
     let (a, b) = (mesh.node("a")?, mesh.node("b")?);
     let check = || -> Result<()> {
         ping(a, b)?;
-        until_class(a, b, "relay-tls", 20)?;
+        until_class(a, b, "relay-tls")?;
         ping(b, a)?;
         let netcheck = json(&a.gwctl(&["--json", "netcheck"])?)?;
         ensure!(text(&netcheck, "udp")? == "blocked", "{netcheck}");
@@ -186,16 +217,16 @@ fn an_operator_pins_a_path_and_lets_go() -> Result<()> {
     let (a, b) = (mesh.node("a")?, mesh.node("b")?);
     let check = || -> Result<()> {
         ping(a, b)?;
-        until_class(a, b, "direct", 20)?;
+        until_class(a, b, "direct")?;
         for (kind, class) in [("relay-udp", "relay-udp"), ("relay-tls", "relay-tls"), ("direct", "direct")] {
             a.gwctl(&["path", "b", "--pin", kind])?;
-            until_class(a, b, class, 20)?;
+            until_class(a, b, class)?;
             ping(a, b)?;
         }
         a.gwctl(&["path", "b", "--prefer", "relay-udp"])?;
-        until_class(a, b, "relay-udp", 20)?;
+        until_class(a, b, "relay-udp")?;
         a.gwctl(&["path", "b", "--auto"])?;
-        until_class(a, b, "direct", 20)?;
+        until_class(a, b, "direct")?;
         let unknown = a.try_gwctl(&["path", "b", "--pin", "any", "--relay", "atlantis"])?;
         ensure!(unknown.status.code() == Some(5), "{unknown:?}");
         Ok(())
@@ -208,7 +239,7 @@ fn killed_daemon_loses_no_packet_and_the_next_one_adopts_the_path() -> Result<()
     let mut mesh = pair(Network::PortPreserving, Network::Public)?;
     let (a, b) = (mesh.node("a")?, mesh.node("b")?);
     ping(a, b)?;
-    until_class(a, b, "direct", 20).with_context(|| logs(&mesh))?;
+    until_class(a, b, "direct").with_context(|| logs(&mesh))?;
     let _echo = EchoServer::start(&b.host.netns, [0_u16; 8].into(), PORT)?;
     let tcp = Conversation::tcp(&a.host.netns, b.at(PORT), patience(5))?;
     mesh.node_mut("a")?.kill()?;
@@ -221,7 +252,7 @@ fn killed_daemon_loses_no_packet_and_the_next_one_adopts_the_path() -> Result<()
         }
     }
     let (a, b) = (mesh.node("a")?, mesh.node("b")?);
-    until_class(a, b, "direct", 20).with_context(|| logs(&mesh))?;
+    until_class(a, b, "direct").with_context(|| logs(&mesh))?;
     tcp.stop().map(drop)
 }
 

@@ -15,10 +15,11 @@ use crate::vm::{self, Content, Event, Job, Machine, exit_code};
 use crate::workspace;
 
 /// The program that shows everything (first), and what it starts.
-const BINARIES: [(&str, &str); 4] = [
+const BINARIES: [(&str, &str); 5] = [
     ("ghostwire-tests", "ghostwire-demo"),
     ("ghostwire-server", "ghostwire-server"),
     ("ghostwire-client", "ghostwire-client"),
+    ("ghostwire-relay", "ghostwire-relay"),
     ("gwctl", "gwctl"),
 ];
 const GUEST_DIRECTORY: &str = "/gw/bin";
@@ -76,7 +77,7 @@ fn host_has_wireguard() -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
-fn in_machine(binaries: &[PathBuf; 4]) -> Result<ExitCode> {
+fn in_machine(binaries: &[PathBuf; 5]) -> Result<ExitCode> {
     let machines = setup::ensure_machines(&[KernelName::Newest])?;
     let kernel = machines.kernels.first().context("setup returned no kernel")?;
     let guest = |(_, name): (&str, &str)| format!("{GUEST_DIRECTORY}/{name}");

@@ -4,6 +4,7 @@
 //! next one takes the maps over and replaces the program in the links, each in one step.
 
 mod bpffs;
+mod driver;
 pub mod routes;
 
 use std::io;
@@ -306,6 +307,11 @@ impl Xdp {
         let (id, native) = match options.mode {
             Mode::Native => (program.attach(interface, XdpMode::Driver).map_err(failed)?, true),
             Mode::Generic => (program.attach(interface, XdpMode::Skb).map_err(failed)?, false),
+            // veth delivers what a program sends back only while its other end has a program, too, which cannot be
+            // seen from here: packets would vanish (veth_xdp_flush, Linux 7.3).
+            Mode::Auto if driver::driver(interface).is_ok_and(|name| name == "veth") => {
+                (program.attach(interface, XdpMode::Skb).map_err(failed)?, false)
+            }
             Mode::Auto => match program.attach(interface, XdpMode::Driver) {
                 Ok(id) => (id, true),
                 Err(error) => {

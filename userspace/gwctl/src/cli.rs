@@ -117,6 +117,9 @@ pub enum Command {
     /// Machines in the network
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Relays for nodes that cannot reach each other
+    #[command(subcommand)]
+    Relay(RelayCommand),
     /// The policy: who may talk to whom
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -383,6 +386,14 @@ fn lifetime(text: &str) -> Result<i64, String> {
         Some(seconds) if (1..=10 * 365 * 86_400).contains(&seconds) => Ok(seconds),
         _ => Err("give a time such as 30m, 12h, 7d, or `never`".to_owned()),
     }
+}
+
+/// `gwctl relay`
+#[derive(Debug, Subcommand)]
+pub enum RelayCommand {
+    /// List the relays that nodes are offered, and how much they have to do
+    #[command(visible_alias = "ls")]
+    List,
 }
 
 /// `gwctl node`

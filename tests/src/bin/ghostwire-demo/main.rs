@@ -1,11 +1,12 @@
-//! GhostWire in two minutes: a coordinator and three machines in network namespaces, real packets, SPEC.md's
-//! example policy enforced in the kernel.
+//! GhostWire in two minutes: a coordinator, a relay and five machines in network namespaces, real packets, SPEC.md's
+//! example policy enforced in the kernel, NATs and firewalls in the way.
 //!
-//! [`story`] is the demonstration, step by step; [`narrator`] prints it; [`cleanup`] removes whatever a
+//! [`story`] is the demonstration, step by step, [`paths`] its part about ways around NATs and firewalls; [`narrator`] prints it; [`cleanup`] removes whatever a
 //! demonstration left behind, also an earlier one that was killed or kept.
 
 mod cleanup;
 mod narrator;
+mod paths;
 mod policy;
 mod story;
 

@@ -13,14 +13,14 @@ use ghostwire_tests::wireguard::BareTunnel;
 use serde_json::Value;
 
 use crate::narrator::Narrator;
-use crate::{ID, cleanup, policy};
+use crate::{ID, cleanup, paths, policy};
 
 /// Port of the database that the policy is about.
 const DATABASE: u16 = 5432;
 /// A port that everyone may reach.
-const WEB: u16 = 80;
+pub(crate) const WEB: u16 = 80;
 /// The other port that everyone may reach; the streams use it.
-const TLS: u16 = 443;
+pub(crate) const TLS: u16 = 443;
 
 /// Tells the story. With `keep`, the mesh stays.
 pub(crate) fn tell(narrator: &mut Narrator, keep: bool) -> Result<()> {
@@ -33,6 +33,7 @@ pub(crate) fn tell(narrator: &mut Narrator, keep: bool) -> Result<()> {
     throughput(narrator, &mesh)?;
     crashes(narrator, &mut mesh)?;
     counters(narrator, &mesh)?;
+    paths::tell(narrator, &mut mesh)?;
     drop(servers);
     if keep {
         keep_running(narrator, mesh);
@@ -202,7 +203,7 @@ fn throughput(narrator: &mut Narrator, mesh: &Mesh) -> Result<()> {
 }
 
 /// One TCP stream through port 443; megabits per second at the receiver.
-fn iperf3(from: &Node, to: &Node, address: IpAddr, log: &std::path::Path) -> Result<f64> {
+pub(crate) fn iperf3(from: &Node, to: &Node, address: IpAddr, log: &std::path::Path) -> Result<f64> {
     let port = TLS.to_string();
     let mut server = Process::spawn(
         &to.host.netns,

@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Error,
-    process::drop_privileges,
+    process::{drop_privileges, run_first},
     tunnel::Tunnel,
     uapi::{self, Framer, Request},
     userspace::socket_path,
@@ -52,6 +52,9 @@ pub fn run_userspace(name: &LinkName, uapi_dir: &Path) -> Result<(), Error> {
     if let Some(link) = netlink.link(name)? {
         let kind = link.kind.unwrap_or_else(|| "hardware".to_owned());
         return Err(Error::NameTaken { name: name.clone(), kind });
+    }
+    if let Err(error) = run_first() {
+        tracing::warn!(%error, "packets wait for ordinary programs: CAP_SYS_NICE is missing");
     }
     drop_privileges()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -6,6 +6,7 @@ mod node;
 mod path;
 mod ping;
 mod policy;
+mod relay;
 mod server;
 pub mod status;
 mod up;
@@ -43,6 +44,7 @@ pub async fn run(cli: Cli) -> Outcome {
         Command::User(command) => user::run(&context, command).await,
         Command::Key(command) => key::run(&context, command).await,
         Command::Node(command) => node::run(&context, command).await,
+        Command::Relay(command) => relay::run(&context, command).await,
         Command::Policy(command) => policy::run(&context, command).await,
         Command::Completions { shell } => completions(&context, shell),
     }

@@ -4,8 +4,10 @@
 //! fingerprints are hexadecimal; addresses and prefixes are text; what is unknown is `null`.
 
 mod paths;
+mod relays;
 
 pub use paths::{Netcheck, Path, Why, Wish};
+pub use relays::Relay;
 
 use ghostwire_proto::address::{NodeEndpoint, prefixes_from_wire};
 use ghostwire_proto::{local, v1};
