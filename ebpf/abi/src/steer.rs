@@ -26,8 +26,8 @@ pub const OWN6: [u8; 16] = [0xfd, 0x67, 0x77, 0x73, 0x74, 0x65, 0x65, 0x72, 0, 0
 /// Port of every stable endpoint.
 pub const STABLE_PORT: u16 = 51820;
 
-/// `tc_index` of the copy of a packet on its way to the second path. It is given and taken between two runs of one
-/// program on one device.
+/// `tc_index` of the copy of a packet: on its way to the second path, or to the controller. It is given and taken between
+/// two runs of one program on one device.
 pub const COPY: u32 = 0x4757;
 
 /// The array with one word for each peer.

@@ -6,9 +6,9 @@ use ghostwire_ebpf_abi::steer::{
     Admitted, Config, OWN4, OWN6, PEERS4, PEERS6, Reason, Remote4, Remote6, STABLE_PORT,
 };
 use ghostwire_packet::outer::{self, Outer};
-use ghostwire_packet::payload::{self, Payload};
 use ghostwire_packet::{Family, Reader, V4, protocol};
 
+use crate::aggregate::{self, Concern};
 use crate::controller::{self, Kind};
 use crate::out::words;
 use crate::rewrite::{self, Ends};
@@ -61,26 +61,25 @@ pub extern "C" fn receive4(context: *mut __sk_buff, l3: u32) -> i32 {
     if !concerns4(config, datagram.dst, datagram.dst_port_be()) {
         return by_the_back_door(context, config, datagram.dst_port_be(), &V4::mapped(datagram.dst));
     }
-    match payload_of(&skb, 28, datagram.payload) {
-        Payload::WireGuard => {}
-        Payload::Stun | Payload::Carried => {
-            return controller::hand_over(
-                context,
-                config,
-                l3 + 20,
-                datagram.dst_port_be(),
-                Kind::Control,
-                false,
-            );
-        }
-        Payload::Other => return tally::shoot(context, Reason::NotWireGuard),
+    let concern = aggregate::concern(context, &skb, l3, 28, datagram.payload);
+    let kind = match concern {
+        Concern::Nobody => return tally::shoot(context, Reason::NotWireGuard),
+        Concern::WireGuard => Kind::Unknown,
+        Concern::Controller | Concern::Both => Kind::Control,
+    };
+    let port_be = datagram.dst_port_be();
+    if for_controller_only(context, concern) {
+        return controller::hand_over(context, config, l3 + 20, port_be, kind, false);
     }
     let remote = Remote4 { addr: datagram.src, port_be: datagram.src_port_be(), pad: 0 };
     // SAFETY: four bytes are copied; should the entry be reused meanwhile, a packet on its way is counted for another
     // peer, and WireGuard drops it.
     let Some(admitted) = unsafe { maps::REV4.get(remote) }.copied() else {
-        return controller::hand_over(context, config, l3 + 20, datagram.dst_port_be(), Kind::Unknown, false);
+        return controller::hand_over(context, config, l3 + 20, port_be, kind, false);
     };
+    if concern == Concern::Both {
+        aggregate::copy(context);
+    }
     let ports = inner_ports(config);
     let done = if config.family == 4 {
         rewrite::within4(context, l3, stable4(admitted, ports))
@@ -121,25 +120,24 @@ pub extern "C" fn receive6(context: *mut __sk_buff, l3: u32) -> i32 {
     if datagram.checksum == 0 {
         return tally::shoot(context, Reason::NoChecksum);
     }
-    match payload_of(&skb, 48, datagram.payload) {
-        Payload::WireGuard => {}
-        Payload::Stun | Payload::Carried => {
-            return controller::hand_over(
-                context,
-                config,
-                l3 + 40,
-                datagram.dst_port_be(),
-                Kind::Control,
-                true,
-            );
-        }
-        Payload::Other => return tally::shoot(context, Reason::NotWireGuard),
+    let concern = aggregate::concern(context, &skb, l3, 48, datagram.payload);
+    let kind = match concern {
+        Concern::Nobody => return tally::shoot(context, Reason::NotWireGuard),
+        Concern::WireGuard => Kind::Unknown,
+        Concern::Controller | Concern::Both => Kind::Control,
+    };
+    let port_be = datagram.dst_port_be();
+    if for_controller_only(context, concern) {
+        return controller::hand_over(context, config, l3 + 40, port_be, kind, true);
     }
     let remote = Remote6 { addr: datagram.src, port_be: datagram.src_port_be(), pad: 0 };
     // SAFETY: as in receive4.
     let Some(admitted) = unsafe { maps::REV6.get(remote) }.copied() else {
-        return controller::hand_over(context, config, l3 + 40, datagram.dst_port_be(), Kind::Unknown, true);
+        return controller::hand_over(context, config, l3 + 40, port_be, kind, true);
     };
+    if concern == Concern::Both {
+        aggregate::copy(context);
+    }
     let ports = inner_ports(config);
     let done = if config.family == 4 {
         rewrite::into4(context, l3, &datagram, stable4(admitted, ports))
@@ -164,11 +162,12 @@ pub const fn bounded(l3: u32) -> u32 {
     if l3 == 0 { 0 } else { crate::ETHERNET }
 }
 
+/// Whether WireGuard gets nothing of it, or has got it already.
 #[inline(always)]
-fn payload_of(skb: &Skb, at: u32, length: u32) -> Payload {
-    match skb.near::<[u32; 4]>(at) {
-        Some(head) => payload::classify(head, length),
-        None => Payload::Other,
+fn for_controller_only(context: *mut __sk_buff, concern: Concern) -> bool {
+    match concern {
+        Concern::Both => aggregate::was_copied(context),
+        other => other == Concern::Controller,
     }
 }
 

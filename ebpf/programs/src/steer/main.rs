@@ -12,10 +12,11 @@
 //! The `_ip` programs are for uplinks without an Ethernet header. Failing closed: what is for WireGuard's port and cannot
 //! be told to be a peer's never reaches WireGuard, because it would take the source for the peer's new endpoint.
 //!
-//! - `skb`: the packet. `rewrite`: addresses and ports, of one family or across. `tally`: what is counted.
+//! - `aggregate`: several datagrams at once. `skb`: the packet. `rewrite`: addresses and ports, of one family or across. `tally`: what is counted.
 #![no_std]
 #![no_main]
 
+mod aggregate;
 mod controller;
 mod input;
 mod maps;

@@ -89,8 +89,9 @@ impl Reader for Skb {
     }
 }
 
+/// Reads from any offset of the packet.
 #[inline(always)]
-fn load<T: Field>(context: *mut __sk_buff, offset: u32) -> Option<T> {
+pub fn load<T: Field>(context: *mut __sk_buff, offset: u32) -> Option<T> {
     let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: the buffer has the size that is passed; the helper writes all of it or fails.
     unsafe {

@@ -56,6 +56,7 @@ impl Steer {
                 error => error,
             });
         }
+        self.controller.admit(remote);
         let former = self.admissions.insert(remote, Admission { peer, class, slot, ends: None });
         let Some(former) = former else { return Ok(None) };
         self.retire(&former);
@@ -94,6 +95,7 @@ impl Steer {
     /// Lets nothing more in from a remote.
     pub(super) fn shut_out(&mut self, remote: SocketAddr) -> Result<(), SteerError> {
         self.tables.dismiss(remote)?;
+        self.controller.shut_out(remote);
         if let Some(former) = self.admissions.remove(&remote) {
             self.retire(&former);
         }

@@ -1,11 +1,13 @@
 //! The controller's sockets. They are ordinary ones on a port of their own; the programs on the uplinks make the world
 //! see WireGuard's port instead, both ways.
 
+use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use ghostwire_packet::payload::Payload;
 use nix::cmsg_space;
@@ -23,6 +25,9 @@ const ATTEMPTS: usize = 16;
 
 /// Bytes of kernel memory for what has not been read.
 const BUFFER: usize = 1 << 20;
+
+/// How long a datagram may wait to be read: one that came before its remote was admitted has not reached WireGuard.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// What a datagram for the controller is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +63,9 @@ pub struct Controller {
     v6: Option<Socket>,
     port: u16,
     wireguard_port: AtomicU16,
+    /// Since when remotes are admitted. An aggregate that holds checks comes here whole, WireGuard's datagrams and all,
+    /// which WireGuard has got too.
+    admitted: RwLock<HashMap<SocketAddr, Instant>>,
 }
 
 #[derive(Debug)]
@@ -110,7 +118,8 @@ impl Controller {
                 }
             };
             let wireguard_port = AtomicU16::new(wireguard_port);
-            return Ok(Self { v4: Socket::new(v4), v6, port, wireguard_port });
+            let admitted = RwLock::default();
+            return Ok(Self { v4: Socket::new(v4), v6, port, wireguard_port, admitted });
         }
         Err(failed(io::Error::from(io::ErrorKind::AddrInUse)))
     }
@@ -122,6 +131,23 @@ impl Controller {
 
     pub(super) fn set_wireguard_port(&self, port: u16) {
         self.wireguard_port.store(port, Ordering::Relaxed);
+    }
+
+    /// What looks like WireGuard's from this remote is none of ours from now on.
+    pub(super) fn admit(&self, remote: SocketAddr) {
+        let mut admitted = self.admitted.write().unwrap_or_else(PoisonError::into_inner);
+        admitted.entry(unscoped(remote)).or_insert_with(Instant::now);
+    }
+
+    /// Ends that.
+    pub(super) fn shut_out(&self, remote: SocketAddr) {
+        let mut admitted = self.admitted.write().unwrap_or_else(PoisonError::into_inner);
+        admitted.remove(&unscoped(remote));
+    }
+
+    fn is_known(&self, remote: SocketAddr) -> bool {
+        let admitted = self.admitted.read().unwrap_or_else(PoisonError::into_inner);
+        admitted.get(&unscoped(remote)).is_some_and(|since| since.elapsed() > WAIT)
     }
 
     /// The next datagram; its payload is at the beginning of the buffer. What does not fit is cut off. Cancel-safe.
@@ -185,6 +211,7 @@ impl Controller {
         let kind = match carried::kind(buffer.get(..length).unwrap_or_default()) {
             Payload::Stun => Kind::Stun,
             Payload::Carried => Kind::Carried,
+            Payload::WireGuard if self.is_known(remote) => return Ok(None),
             Payload::WireGuard => Kind::Unknown,
             Payload::Other => return Ok(None),
         };
@@ -246,6 +273,11 @@ fn is_about_a_remote(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE | libc::EACCES)
     )
+}
+
+/// Remotes are admitted by address and port alone.
+fn unscoped(remote: SocketAddr) -> SocketAddr {
+    SocketAddr::new(remote.ip(), remote.port())
 }
 
 fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {

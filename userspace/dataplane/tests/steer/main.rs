@@ -14,6 +14,7 @@ mod changes;
 mod controller;
 mod lab;
 mod lifecycle;
+mod mixed;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod numbered;
