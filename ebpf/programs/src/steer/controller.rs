@@ -35,7 +35,7 @@ pub fn hand_over(
     };
     let is_ours = port_be == config.wireguard_port_be;
     if (is_ours && config.controller_port_be == 0)
-        || !tally::may_report(config, matches!(kind, Kind::Unknown))
+        || !tally::may_report(context, config, matches!(kind, Kind::Unknown))
     {
         return tally::shoot(context, limited);
     }

@@ -62,20 +62,18 @@ pub extern "C" fn receive4(context: *mut __sk_buff, l3: u32) -> i32 {
         return by_the_back_door(context, config, datagram.dst_port_be(), &V4::mapped(datagram.dst));
     }
     let concern = aggregate::concern(context, &skb, l3, 28, datagram.payload);
-    let kind = match concern {
-        Concern::Nobody => return tally::shoot(context, Reason::NotWireGuard),
-        Concern::WireGuard => Kind::Unknown,
-        Concern::Controller | Concern::Both => Kind::Control,
-    };
+    if concern == Concern::Nobody {
+        return tally::shoot(context, Reason::NotWireGuard);
+    }
     let port_be = datagram.dst_port_be();
     if for_controller_only(context, concern) {
-        return controller::hand_over(context, config, l3 + 20, port_be, kind, false);
+        return controller::hand_over(context, config, l3 + 20, port_be, Kind::Control, false);
     }
     let remote = Remote4 { addr: datagram.src, port_be: datagram.src_port_be(), pad: 0 };
     // SAFETY: four bytes are copied; should the entry be reused meanwhile, a packet on its way is counted for another
     // peer, and WireGuard drops it.
     let Some(admitted) = unsafe { maps::REV4.get(remote) }.copied() else {
-        return controller::hand_over(context, config, l3 + 20, port_be, kind, false);
+        return controller::hand_over(context, config, l3 + 20, port_be, Kind::Unknown, false);
     };
     if concern == Concern::Both {
         aggregate::copy(context);
@@ -121,19 +119,17 @@ pub extern "C" fn receive6(context: *mut __sk_buff, l3: u32) -> i32 {
         return tally::shoot(context, Reason::NoChecksum);
     }
     let concern = aggregate::concern(context, &skb, l3, 48, datagram.payload);
-    let kind = match concern {
-        Concern::Nobody => return tally::shoot(context, Reason::NotWireGuard),
-        Concern::WireGuard => Kind::Unknown,
-        Concern::Controller | Concern::Both => Kind::Control,
-    };
+    if concern == Concern::Nobody {
+        return tally::shoot(context, Reason::NotWireGuard);
+    }
     let port_be = datagram.dst_port_be();
     if for_controller_only(context, concern) {
-        return controller::hand_over(context, config, l3 + 40, port_be, kind, true);
+        return controller::hand_over(context, config, l3 + 40, port_be, Kind::Control, true);
     }
     let remote = Remote6 { addr: datagram.src, port_be: datagram.src_port_be(), pad: 0 };
     // SAFETY: as in receive4.
     let Some(admitted) = unsafe { maps::REV6.get(remote) }.copied() else {
-        return controller::hand_over(context, config, l3 + 40, port_be, kind, true);
+        return controller::hand_over(context, config, l3 + 40, port_be, Kind::Unknown, true);
     };
     if concern == Concern::Both {
         aggregate::copy(context);

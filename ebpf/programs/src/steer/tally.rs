@@ -42,9 +42,10 @@ pub fn shoot(context: *mut __sk_buff, why: Reason) -> i32 {
     TC_ACT_SHOT
 }
 
-/// Whether one more packet may go to the controller on this CPU in this second.
+/// Whether one more packet may go to the controller on this CPU in this second. An aggregate counts as about as many as
+/// there are in it.
 #[inline(always)]
-pub fn may_report(config: &Config, unknown: bool) -> bool {
+pub fn may_report(context: *mut __sk_buff, config: &Config, unknown: bool) -> bool {
     let Some(limiter) = maps::STEER_LIMITER.get_ptr_mut(0) else { return false };
     // SAFETY: no arguments.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
@@ -63,7 +64,8 @@ pub fn may_report(config: &Config, unknown: bool) -> bool {
         if *spent >= limit {
             return false;
         }
-        *spent += 1;
+        let segment = (*context).gso_size;
+        *spent += if segment == 0 { 1 } else { 1 + (*context).len / segment };
         true
     }
 }

@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ghostwire_dataplane::steer::{Class, Family, Kind, Reason, Steer, carried};
 use ghostwire_dataplane::wireguard::Choice;
@@ -60,8 +60,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(family: Family) -> Self {
-        let pair = Pair::with(Choice::Userspace, family);
+    fn on(pair: Pair) -> Self {
         pair.b.netns.command("nft flush ruleset");
         pair.b.netns.command("ethtool -K eth0 gro on rx-udp-gro-forwarding on");
         let mut steer = pair.b.steer();
@@ -71,8 +70,8 @@ impl Bench {
         Self { pair, steer, wireguard }
     }
 
-    /// Sends datagrams as one aggregate. Returns where from.
-    fn send(&self, network: [&str; 2], datagrams: &[Vec<u8>]) -> SocketAddr {
+    /// Sends datagrams as one aggregate.
+    fn send(&self, network: [&str; 2], datagrams: &[Vec<u8>]) {
         let [from, to]: [SocketAddr; 2] = [
             remote(network[0], self.pair.a.port()).parse().unwrap(),
             remote(network[1], self.pair.b.port()).parse().unwrap(),
@@ -89,7 +88,6 @@ impl Bench {
             Some(&SockaddrStorage::from(to)),
         );
         assert_eq!(sent, Ok(payload.len()));
-        from
     }
 
     /// What has reached WireGuard, and the controller, and as what.
@@ -155,7 +153,7 @@ fn try_all(bench: &mut Bench, network: [&str; 2], admitted: bool) {
 #[test]
 fn checks_in_an_aggregate_of_data_reach_the_controller_and_the_data_wireguard() {
     for family in [Family::V4, Family::V6] {
-        let mut bench = Bench::new(family);
+        let mut bench = Bench::on(Pair::with(Choice::Userspace, family));
         for offload in ["on", "off"] {
             // Without it, the sender's kernel takes the aggregate apart, and offload on reception puts it together again.
             bench.pair.a.netns.command(&format!("ethtool -K eth0 tx-udp-segmentation {offload}"));
@@ -174,4 +172,23 @@ fn checks_in_an_aggregate_of_data_reach_the_controller_and_the_data_wireguard() 
             assert_eq!(counted(&bench.steer, reason), 0, "{reason:?}");
         }
     }
+}
+
+#[test]
+fn an_aggregate_counts_as_many_where_the_rate_is_limited() {
+    let mut pair = Pair::new(Choice::Userspace);
+    pair.b.options.unknown_per_second = 10;
+    let bench = Bench::on(pair);
+    let many: Vec<_> = (0..64).map(|number| data(number, 64)).collect();
+    let started = Instant::now();
+    let sent: u64 = 50;
+    for _ in 0..sent {
+        bench.send(NEIGHBOURS4, &many);
+    }
+    let [passed, dropped] = [Reason::UnknownReported, Reason::UnknownSource];
+    eventually("all are counted", || counted(&bench.steer, passed) + counted(&bench.steer, dropped) == sent);
+    // One in each second that began meanwhile, on each processor.
+    let processors = std::thread::available_parallelism().unwrap().get() as u64;
+    let most = (started.elapsed().as_secs() + 2) * processors;
+    assert!((1..=most).contains(&counted(&bench.steer, passed)), "{}", counted(&bench.steer, passed));
 }
