@@ -9,6 +9,8 @@ use ghostwire_dataplane::steer::{Class, Family, Options, Path, PeerId, Reason, S
 use ghostwire_dataplane::wireguard::{
     self, Backend, Choice, Device, DeviceConfig, Helper, PeerConfig, PrivateKey, adopt,
 };
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::netns::Netns;
@@ -36,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) number: u8,
     pub(crate) key: PrivateKey,
     pub(crate) options: Options,
+    /// Keeps the process of a userspace device on one processor.
+    pub(crate) pinned: bool,
     choice: Choice,
     dir: TempDir,
     bpf_dir: PathBuf,
@@ -71,6 +75,7 @@ impl Node {
             number,
             key: PrivateKey::generate(),
             options: Options::new(port),
+            pinned: false,
             choice,
             dir: TempDir::new().unwrap(),
             bpf_dir,
@@ -169,7 +174,15 @@ impl Node {
             uapi_dir: self.dir.path().to_owned(),
             helper,
         };
-        let (device, _) = self.netns.run(|| Device::open(&options)).unwrap();
+        let (device, _) = self
+            .netns
+            .run(|| {
+                if self.pinned {
+                    pin();
+                }
+                Device::open(&options)
+            })
+            .unwrap();
         let config = DeviceConfig {
             private_key: self.key.clone(),
             listen_port: self.port(),
@@ -204,6 +217,13 @@ impl Node {
         let output = self.netns.output(&format!("ping -n -c 1 -W 1 {}", target.overlay()));
         assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }
+}
+
+/// Keeps this thread, and the processes that it starts, on the first processor.
+fn pin() {
+    let mut processors = CpuSet::new();
+    processors.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &processors).unwrap();
 }
 
 /// A WireGuard device, used from within its namespace: the kernel's is found only there.
@@ -251,6 +271,7 @@ pub(crate) struct Pair {
     pub(crate) a: Node,
     pub(crate) b: Node,
     pub(crate) router: Netns,
+    _switch: Option<Netns>,
 }
 
 /// The networks of a [`Pair`]: our address at node 1 and at node 2.
@@ -259,19 +280,48 @@ pub(crate) const ROUTED4: [&str; 2] = ["10.1.0.2", "10.2.0.2"];
 pub(crate) const NEIGHBOURS6: [&str; 2] = ["2001:db8:1::1", "2001:db8:1::2"];
 pub(crate) const ROUTED6: [&str; 2] = ["2001:db8:a::2", "2001:db8:b::2"];
 
+fn nodes(choice: Choice, family: Family) -> (Node, Node) {
+    let (mut a, mut b) = (Node::new(choice, 1), Node::new(choice, 2));
+    a.options.family = family;
+    b.options.family = family;
+    (a, b)
+}
+
 impl Pair {
     pub(crate) fn new(choice: Choice) -> Self {
         Self::with(choice, Family::V4)
     }
 
     pub(crate) fn with(choice: Choice, family: Family) -> Self {
-        let (mut a, mut b) = (Node::new(choice, 1), Node::new(choice, 2));
-        a.options.family = family;
-        b.options.family = family;
+        let (a, b) = nodes(choice, family);
+        a.netns.connect(&b.netns, "eth0", "192.0.2.1/24", "192.0.2.2/24");
+        Self::between(a, b, None)
+    }
+
+    /// Where no datagram overtakes one that was sent earlier by another network: both have as many queues in a row, since
+    /// the neighbours are connected by a switch, and what a userspace device sends goes into the queues of one
+    /// processor. Linux 6.1 lets packets wait in them when it is busy. What is sent from another processor, or by a
+    /// shorter way, then arrives first, also without steering.
+    pub(crate) fn in_step(choice: Choice, family: Family) -> Self {
+        let (mut a, mut b) = nodes(choice, family);
+        a.pinned = true;
+        b.pinned = true;
+        let switch = Netns::new();
+        switch.ip("link add br0 up type bridge");
+        for (node, port, address) in [(&a, "port1", "192.0.2.1/24"), (&b, "port2", "192.0.2.2/24")] {
+            node.netns.ip(&format!("link add eth0 type veth peer name {port} netns {}", switch.path()));
+            switch.ip(&format!("link set {port} master br0 up"));
+            node.netns.ip(&format!("address add {address} dev eth0"));
+            node.netns.ip("link set eth0 up");
+        }
+        Self::between(a, b, Some(switch))
+    }
+
+    /// Adds the network behind a router, and IPv6.
+    fn between(a: Node, b: Node, switch: Option<Netns>) -> Self {
         let router = Netns::new();
         router.sysctl("net/ipv4/ip_forward", "1");
         router.sysctl("net/ipv6/conf/all/forwarding", "1");
-        a.netns.connect(&b.netns, "eth0", "192.0.2.1/24", "192.0.2.2/24");
         a.netns.connect(&router, "eth1", "10.1.0.2/24", "10.1.0.1/24");
         router.connect(&b.netns, "eth2", "10.2.0.1/24", "10.2.0.2/24");
         for (netns, device, address) in [
@@ -290,7 +340,7 @@ impl Pair {
         b.netns.ip("route add 2001:db8:a::/64 via 2001:db8:b::1");
         a.close_firewall();
         b.close_firewall();
-        Self { a, b, router }
+        Self { a, b, router, _switch: switch }
     }
 
     /// The way of node 1's packets on a network.

@@ -46,27 +46,27 @@ fn switch_under_load(pair: &Pair, networks: &[[&str; 2]]) {
 #[test]
 fn switches_between_neighbours_and_a_router_lose_and_reorder_nothing() {
     for choice in engines() {
-        switch_under_load(&Pair::new(choice), &[NEIGHBOURS4, ROUTED4]);
+        switch_under_load(&Pair::in_step(choice, Family::V4), &[NEIGHBOURS4, ROUTED4]);
     }
 }
 
 #[test]
 fn switches_between_families_lose_and_reorder_nothing() {
     for choice in engines() {
-        switch_under_load(&Pair::new(choice), &[NEIGHBOURS4, NEIGHBOURS6, ROUTED4, ROUTED6]);
+        switch_under_load(&Pair::in_step(choice, Family::V4), &[NEIGHBOURS4, NEIGHBOURS6, ROUTED4, ROUTED6]);
     }
 }
 
 #[test]
 fn an_ipv6_stable_endpoint_carries_both_families() {
     for choice in engines() {
-        switch_under_load(&Pair::with(choice, Family::V6), &[NEIGHBOURS6, ROUTED4, ROUTED6, NEIGHBOURS4]);
+        switch_under_load(&Pair::in_step(choice, Family::V6), &[NEIGHBOURS6, ROUTED4, ROUTED6, NEIGHBOURS4]);
     }
 }
 
 #[test]
 fn clsact_filters_do_the_same() {
-    let mut pair = Pair::new(Choice::Userspace);
+    let mut pair = Pair::in_step(Choice::Userspace, Family::V4);
     pair.a.options.attach = Attach::Clsact;
     pair.b.options.attach = Attach::Clsact;
     assert_eq!(pair.a.steer().attachment(), Attachment::Clsact);
