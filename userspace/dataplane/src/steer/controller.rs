@@ -36,7 +36,7 @@ pub enum Kind {
     Stun,
     /// A check in WireGuard's dress, see [`carried`].
     Carried,
-    /// WireGuard's, from a remote that is not admitted.
+    /// WireGuard's, from a remote that is not admitted, or was not a second ago.
     Unknown,
 }
 
