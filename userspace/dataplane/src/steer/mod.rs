@@ -168,7 +168,9 @@ impl Steer {
         used.extend(counting);
         let before = u16::from_be(tables.config()?.controller_port_be);
         let controller = Controller::open(before, options.wireguard_port, options.fwmark)?;
-        admissions.keys().for_each(|remote| controller.admit(*remote));
+        for remote in admissions.keys() {
+            controller.admit(*remote);
+        }
         tables.set_config(config(options, device.index, &controller))?;
         let out = program(&mut ebpf, object::OUT)?;
         place.attach(out, attachment)?;
