@@ -254,7 +254,7 @@ impl Job {
             ("GHOSTWIRE_TEST_TIME_FACTOR", TIME_FACTOR.to_string()),
         ];
         // What tests are asked for on the host, they are asked for in the machine.
-        let passed_on = ["GHOSTWIRE_RECORD_BUDGET", "GHOSTWIRE_TEST_SEED"]
+        let passed_on = ["GHOSTWIRE_RECORD_BUDGET", "GHOSTWIRE_STEER_SECONDS", "GHOSTWIRE_TEST_SEED"]
             .into_iter()
             .filter_map(|name| Some((name, std::env::var(name).ok()?)));
         Self {
