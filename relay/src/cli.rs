@@ -163,7 +163,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", env = "GHOSTWIRE_RELAY_DERP_CLIENTS")]
     pub(crate) derp_clients: Option<PathBuf>,
 
-    /// Let everybody use DERP.
+    /// Let everybody use DERP: any client of version 2, at the operator's expense.
     #[arg(long, env = "GHOSTWIRE_RELAY_DERP_OPEN", conflicts_with = "derp_clients")]
     pub(crate) derp_open: bool,
 

@@ -148,11 +148,13 @@ fn ready_line(server: &Server, relay: RelayId, args: &RunArgs) -> String {
     let off_or =
         |address: Option<SocketAddr>| address.map_or("off".to_owned(), |address| address.to_string());
     format!(
-        "ghostwire-relay ready: relay {}; UDP port {}, relay ports {}, {}; DERP over TLS {}, over plain HTTP {}",
+        "ghostwire-relay ready: relay {}; UDP port {}, relay ports {}, {}; \
+         DERP key {}, over TLS {}, over plain HTTP {}",
         hex::encode(relay.0),
         args.port,
         args.ports,
         in_kernel(server),
+        server.derp.key(),
         off_or(server.tls.first().copied()),
         off_or(server.plain),
     )
@@ -189,6 +191,7 @@ fn described(args: &RunArgs, config: &Config, keys: &Keys) -> v1::Relay {
 /// Whom the coordinator names, if nothing is said.
 fn admission(args: &RunArgs, told: &Arc<Told>) -> anyhow::Result<Arc<dyn Admission>> {
     if args.derp_open {
+        warn!("--derp-open: everybody on the internet can send through this relay, at your expense");
         return Ok(Arc::new(Everybody));
     }
     let Some(path) = &args.derp_clients else { return Ok(Arc::<Told>::clone(told)) };

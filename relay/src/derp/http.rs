@@ -8,6 +8,10 @@ pub const MAX_REQUEST_LEN: usize = 16 << 10;
 
 const MAX_HEADERS: usize = 64;
 
+/// What a browser sees.
+const GREETING: &str =
+    "This is a GhostWire relay: it carries packets that it cannot read, by DERP and by UDP.\n";
+
 /// The longest challenge of a captive-portal check that is echoed.
 const MAX_PORTAL_CHALLENGE: usize = 64;
 
@@ -112,6 +116,9 @@ pub fn parse(bytes: &[u8], healthy: bool) -> Result<Option<Request>, BadRequest>
             }
             Wants::Page(page)
         }
+        ("GET" | "HEAD", "/") => Wants::Page(page("200 OK", GREETING)),
+        // Not for search engines.
+        ("GET" | "HEAD", "/robots.txt") => Wants::Page(page("200 OK", "User-agent: *\nDisallow: /\n")),
         ("GET" | "HEAD", "/healthz") if healthy => Wants::Page(page("200 OK", "ok\n")),
         ("GET" | "HEAD", "/healthz") => Wants::Page(page("503 Service Unavailable", "draining\n")),
         ("GET" | "HEAD", _) => Wants::Page(page("404 Not Found", "not found\n")),
@@ -120,9 +127,9 @@ pub fn parse(bytes: &[u8], healthy: bool) -> Result<Option<Request>, BadRequest>
     Ok(Some(Request { wants, len }))
 }
 
-/// Only what can stand in a header without meaning anything.
+/// Only what can stand in a header without meaning anything; clients send a host there, perhaps with its port.
 fn is_harmless(challenge: &str) -> bool {
-    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
     (1..=MAX_PORTAL_CHALLENGE).contains(&challenge.len()) && challenge.bytes().all(harmless)
 }
 
@@ -188,15 +195,17 @@ mod tests {
             let answer = page(&format!("HEAD {path} HTTP/1.1\r\n\r\n"), true);
             assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("Access-Control-Allow-Origin: *"));
         }
-        let answer = page("GET /generate_204 HTTP/1.1\r\nX-Tailscale-Challenge: ts_a.b-1\r\n\r\n", true);
+        let answer = page("GET /generate_204 HTTP/1.1\r\nX-Tailscale-Challenge: ts_a.b-1:443\r\n\r\n", true);
         assert!(
             answer.starts_with("HTTP/1.1 204 ")
-                && answer.contains("X-Tailscale-Response: response ts_a.b-1\r\n")
+                && answer.contains("X-Tailscale-Response: response ts_a.b-1:443\r\n")
         );
         let injected = page("GET /generate_204 HTTP/1.1\r\nX-Tailscale-Challenge: a b\r\n\r\n", true);
         assert!(!injected.contains("Response: "));
         assert!(page("GET /healthz HTTP/1.1\r\n\r\n", true).starts_with("HTTP/1.1 200 "));
         assert!(page("GET /healthz HTTP/1.1\r\n\r\n", false).starts_with("HTTP/1.1 503 "));
+        assert!(page("GET / HTTP/1.1\r\n\r\n", true).ends_with(GREETING));
+        assert!(page("GET /bootstrap-dns HTTP/1.1\r\n\r\n", true).starts_with("HTTP/1.1 404 "));
         assert!(page("GET /nothing HTTP/1.1\r\n\r\n", true).starts_with("HTTP/1.1 404 "));
         assert!(page("PUT /derp HTTP/1.1\r\n\r\n", true).starts_with("HTTP/1.1 405 "));
     }
