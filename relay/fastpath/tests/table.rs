@@ -157,8 +157,8 @@ fn readers_see_the_old_or_the_new_value_and_never_nothing() {
     assert!(reads.0 > reads.1, "found {} times, busy {} times", reads.0, reads.1);
 }
 
-/// That the test above can fail: a table whose writer does not tell readers of moves would not be seen by it, but
-/// a mixture is.
+/// That the test above can fail: a mixture is seen. What threads meet by chance, the unit tests of the table try at
+/// every word.
 #[test]
 fn a_mixture_is_told_from_a_whole_value() {
     assert!(is_whole(&pair(7)));

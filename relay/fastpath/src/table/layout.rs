@@ -65,6 +65,8 @@ impl Line {
     /// Writes a word. Beyond the line: nothing. Only userspace writes.
     #[cfg(not(target_arch = "bpf"))]
     pub(super) fn store(&self, word: usize, value: u64) {
+        #[cfg(test)]
+        super::interleaving::before_store();
         if let Some(word) = self.0.get(word) {
             word.store(value, Ordering::Release);
         }
@@ -74,6 +76,8 @@ impl Line {
 #[cfg(not(target_arch = "bpf"))]
 #[inline(always)]
 fn load(word: &AtomicU64) -> u64 {
+    #[cfg(test)]
+    super::interleaving::before_load();
     word.load(Ordering::Acquire)
 }
 

@@ -31,6 +31,8 @@
 //! loads are volatile: on x86 the processor keeps their order anyway; a machine that does not (arm64) needs
 //! load-acquire instructions (Linux 6.15) in the program.
 
+#[cfg(test)]
+mod interleaving;
 mod layout;
 mod reader;
 #[cfg(not(target_arch = "bpf"))]

@@ -145,17 +145,20 @@ impl<T: Lines> Writer<T> {
     pub fn insert(&mut self, key: &Key, pair: &Pair) -> Result<(), Full> {
         let words = key.words();
         let place = Place::of(&words, &self.header, &self.factors);
-        let old = self.find(key);
+        let mut old = self.find(key);
         // A free slot in the old one's bucket first: then one store switches from old to new.
-        let free = old.and_then(|old| self.free_in(old.bucket));
-        let free = match free {
+        let near = old.and_then(|old| self.free_in(old.bucket));
+        let near = near.or_else(|| place.buckets.into_iter().find_map(|bucket| self.free_in(bucket)));
+        let free = match near {
             Some(free) => free,
-            None => match (place.buckets.into_iter().find_map(|bucket| self.free_in(bucket)), old) {
-                (Some(free), _) => free,
-                (None, None) => self.make_room(&place).ok_or(Full)?,
-                // Readers that come along meanwhile see the odd stamp and look again.
-                (None, Some(old)) => old,
-            },
+            None => {
+                let made = self.make_room(&place);
+                // It may have been moved for the room.
+                old = self.find(key);
+                // Where there is none, the old one is written over: readers that come along meanwhile see the odd
+                // stamp and look again.
+                made.or(old).ok_or(Full)?
+            }
         };
         self.write(free, &words, &pair.words());
         match old {
