@@ -81,10 +81,10 @@ pub fn parse(bytes: &[u8], healthy: bool) -> Result<Option<Request>, BadRequest>
     {
         return Err(BadRequest::Body);
     }
-    let (Some(method), Some(path)) = (request.method, request.path) else {
+    let (Some(method), Some(target)) = (request.method, request.path) else {
         return Err(BadRequest::Malformed);
     };
-    let path = path.split('?').next().unwrap_or_default();
+    let path = path_of(target);
     let has_token = |name, token: &str| {
         let mut tokens = header(name).unwrap_or_default().split(',');
         tokens.any(|value| value.trim().eq_ignore_ascii_case(token))
@@ -93,7 +93,8 @@ pub fn parse(bytes: &[u8], healthy: bool) -> Result<Option<Request>, BadRequest>
     let page =
         |status, body| Page { status, body, headers: String::new(), head_only: method == "HEAD", keep_alive };
     let wants = match (method, path) {
-        ("GET", "/derp") if has_token("connection", "upgrade") && has_token("upgrade", "derp") => {
+        // By any method: some clients use POST.
+        (_, "/derp") if has_token("connection", "upgrade") && has_token("upgrade", "derp") => {
             Wants::Derp { fast_start: header("derp-fast-start") == Some("1") }
         }
         ("GET" | "HEAD", "/derp") => {
@@ -125,6 +126,19 @@ pub fn parse(bytes: &[u8], healthy: bool) -> Result<Option<Request>, BadRequest>
         _ => Wants::Page(page("405 Method Not Allowed", "only GET and HEAD\n")),
     };
     Ok(Some(Request { wants, len }))
+}
+
+/// The path in a request's target, which may be a whole URL (RFC 9112 section 3.2.2).
+fn path_of(target: &str) -> &str {
+    let from_host = ["http://", "https://"].iter().find_map(|scheme| {
+        let (start, rest) = target.split_at_checked(scheme.len())?;
+        start.eq_ignore_ascii_case(scheme).then_some(rest)
+    });
+    let path = match from_host {
+        None => target,
+        Some(rest) => rest.find(['/', '?']).and_then(|at| rest.get(at..)).unwrap_or("/"),
+    };
+    path.split('?').next().unwrap_or_default()
 }
 
 /// Only what can stand in a header without meaning anything; clients send a host there, perhaps with its port.
@@ -182,6 +196,19 @@ mod tests {
         let fast =
             b"GET /derp HTTP/1.1\r\nUpgrade: DERP\r\nConnection: Upgrade\r\nDerp-Fast-Start: 1\r\n\r\n";
         assert_eq!(parse(fast, true).unwrap().unwrap().wants, Wants::Derp { fast_start: true });
+    }
+
+    #[test]
+    fn any_method_and_whole_urls_will_do() {
+        for start in ["POST /derp", "POST https://203.0.113.1:443/derp", "GET HTTP://relay/derp?x"] {
+            let request = format!(
+                "{start} HTTP/1.1\r\nhost: x\r\nupgrade: DERP\r\nconnection: Upgrade\r\ncontent-length: 0\r\n\r\n"
+            );
+            let wants = parse(request.as_bytes(), true).unwrap().unwrap().wants;
+            assert_eq!(wants, Wants::Derp { fast_start: false }, "{start}");
+        }
+        assert!(page("GET http://relay HTTP/1.1\r\n\r\n", true).starts_with("HTTP/1.1 200 "));
+        assert!(page("GET http://relay?/derp HTTP/1.1\r\n\r\n", true).starts_with("HTTP/1.1 404 "));
     }
 
     #[test]
