@@ -103,6 +103,26 @@ fn client(relay: &Relay, seed: u8) -> Client<TcpStream> {
     Client::new(stream, seed, server_key(relay)).unwrap()
 }
 
+/// As Tailscale's Rust client asks: by POST, with the server's whole URL.
+#[test]
+fn a_client_may_upgrade_by_post_and_with_a_url() {
+    in_namespace(|| {
+        let relay = Relay::start(&["--derp-open"]);
+        let mut stream = connect(relay.plain);
+        write!(
+            stream,
+            "POST http://{0}/derp HTTP/1.1\r\nhost: {0}\r\nupgrade: DERP\r\nconnection: Upgrade\r\ncontent-length: 0\r\n\r\n",
+            relay.plain
+        )
+        .unwrap();
+        assert!(head(&mut stream).starts_with("HTTP/1.1 101 "));
+        let mut a = Client::new(stream, 1, server_key(&relay)).unwrap();
+        let mut b = client(&relay, 2);
+        a.send(&Frame::Send { to: b.key(), packet: b"hello" });
+        b.expect(&Frame::Recv { from: a.key(), packet: b"hello" });
+    });
+}
+
 #[test]
 fn packets_pass_between_clients_with_their_senders_key() {
     in_namespace(|| {
@@ -224,6 +244,8 @@ fn pages_are_served_on_one_connection() {
         let relay = Relay::start(&[]);
         let mut stream = connect(relay.plain);
         for (path, status) in [
+            ("/", "200"),
+            ("/bootstrap-dns", "404"),
             ("/derp/probe", "200"),
             ("/derp/latency-check", "200"),
             ("/generate_204", "204"),
