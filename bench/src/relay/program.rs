@@ -145,7 +145,10 @@ fn load(code: &[u64]) -> Result<OwnedFd> {
         log_level: u32,
         log_size: u32,
         log: u64,
-        rest: [u64; 4],
+        flags: [u32; 2],
+        name: [u8; 16],
+        interface: u32,
+        attach: u32,
     }
     let license = c"GPL";
     let mut log = vec![0_u8; 1 << 16];
@@ -157,7 +160,11 @@ fn load(code: &[u64]) -> Result<OwnedFd> {
         log_level: 1,
         log_size: 1 << 16,
         log: log.as_mut_ptr().expose_provenance() as u64,
-        rest: [0; 4],
+        flags: [0; 2],
+        name: [0; 16],
+        interface: 0,
+        // As the relay's program is loaded: a link only changes to a program of the same kind.
+        attach: ATTACH_XDP,
     };
     open(PROG_LOAD, &mut attributes).with_context(|| {
         let end = log.iter().position(|byte| *byte == 0).unwrap_or(0);

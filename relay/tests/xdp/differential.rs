@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::frames::{Spec, sums_are_right};
-use crate::model::{LOCALS, Lab, MAIN, Outcome, local_of, read};
+use crate::model::{Allowance, LOCALS, Lab, MAIN, Outcome, local_of, read};
 
 fn address(rng: &mut StdRng, v6: bool) -> SocketAddr {
     // Few addresses, so that sources differ in one thing at a time.
@@ -266,8 +266,9 @@ fn only_the_bound_source_gets_through() {
     }
     assert_eq!(lab.xdp.packets(Counter::UnknownSource).unwrap(), before + 4);
     // A flood of them reaches userspace only now and then.
+    let allowance = Allowance::new(100.0, 20.0);
     let passed = (0..10_000).filter(|_| lab.run(&others[0].bytes()) == Outcome::Pass).count();
-    assert!(passed < 1000, "{passed} of 10,000 were reported");
+    assert!(passed < 10_000 && passed as f64 <= allowance.most(), "{passed} of 10,000 were reported");
     // Data never binds.
     assert!(!matches!(lab.run(&others[0].bytes()), Outcome::Transmit(_)));
 }
@@ -283,8 +284,9 @@ fn sessions_have_limits_in_the_kernel_too() {
     // 10 kB/s: one burst of 128 KiB passes at once.
     pair.pace = ghostwire_relay_fastpath::Pace::per_second(10_000);
     lab.table.insert(&key, &pair).unwrap();
+    let allowance = Allowance::new(10.0, 131.072);
     let sent = (0..1000).filter(|_| matches!(lab.run(&spec.bytes()), Outcome::Transmit(_))).count();
-    assert!((131..160).contains(&sent), "{sent}");
+    assert!(allowance.fits(sent), "{sent}");
     assert_eq!(lab.xdp.packets(Counter::Paced).unwrap(), 1000 - sent as u64);
 
     let mut initiation = payload_of(148, &mut rng);
@@ -292,7 +294,8 @@ fn sessions_have_limits_in_the_kernel_too() {
     pair.pace = ghostwire_relay_fastpath::Pace::UNLIMITED;
     lab.table.insert(&key, &pair).unwrap();
     let spec = Spec { payload: initiation, ..spec };
+    let allowance = Allowance::new(20.0, 40.0);
     let sent = (0..1000).filter(|_| matches!(lab.run(&spec.bytes()), Outcome::Transmit(_))).count();
-    assert!((40..60).contains(&sent), "{sent}");
+    assert!(allowance.fits(sent), "{sent}");
     assert_eq!(lab.xdp.packets(Counter::Handshakes).unwrap(), 1000 - sent as u64);
 }

@@ -2,6 +2,7 @@
 //! the userspace path.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Instant;
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use ghostwire_relay::limits::Rate;
@@ -10,6 +11,8 @@ use ghostwire_relay::table::MapTable;
 use ghostwire_relay::xdp::{Xdp, settings};
 use ghostwire_relay_fastpath::table::{Header, Key, Pair, Writer, lines_needed};
 use ghostwire_relay_fastpath::{Datagram, Forward, Ip, Pace, Reason, Verdict, decide};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::frames::Spec;
 
@@ -201,5 +204,31 @@ impl Packet {
         let end = self.udp_at + 8 + self.datagram.len as usize;
         expected.extend(&frame[end..]);
         Outcome::Transmit(expected)
+    }
+}
+
+/// How much a limit lets through: the test has to stay on one processor, since each counts for itself.
+pub(crate) struct Allowance {
+    started: Instant,
+    per_second: f64,
+    burst: f64,
+}
+
+impl Allowance {
+    pub(crate) fn new(per_second: f64, burst: f64) -> Self {
+        let mut processors = CpuSet::new();
+        processors.set(sched_getcpu().unwrap()).unwrap();
+        sched_setaffinity(Pid::from_raw(0), &processors).unwrap();
+        Self { started: Instant::now(), per_second, burst }
+    }
+
+    /// The burst, and what the time since has added. The program's clock ticks every few milliseconds.
+    pub(crate) fn most(&self) -> f64 {
+        self.burst + self.per_second * (self.started.elapsed().as_secs_f64() + 0.02) + 1.0
+    }
+
+    /// Whether the burst passed, and no more than may.
+    pub(crate) fn fits(&self, passed: usize) -> bool {
+        (self.burst.floor()..=self.most()).contains(&(passed as f64))
     }
 }

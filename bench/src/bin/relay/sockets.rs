@@ -34,6 +34,8 @@ const FRAMES: u32 = 4096;
 
 /// Datagrams per second of the userspace path, by size.
 pub(crate) fn ours(lab: &Lab) -> Result<Vec<f64>> {
+    // The runtime's threads open sockets later; they are in the namespace of the thread that starts them.
+    lab.relay.enter()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -42,12 +44,10 @@ pub(crate) fn ours(lab: &Lab) -> Result<Vec<f64>> {
             let _ = stay_on(1);
         })
         .build()?;
-    lab.relay.enter()?;
     let plane = {
         let _inside = runtime.enter();
         start()?
     };
-    // Threads of the runtime open sockets later; they are in the namespace of the thread that started them.
     lab.client.enter()?;
     let harness = Harness::new(lab)?;
     let (sender, receiver) = (client(1, SENDER_IP.into())?, client(2, RECEIVER_IP.into())?);
