@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use ghostwire_tests::mesh::{Mesh, Node, Owner, json, text};
 use ghostwire_tests::nat::Network;
-use ghostwire_tests::process::{check_in, tail};
+use ghostwire_tests::netns::Netns;
+use ghostwire_tests::process::{Process, check_in, tail};
 use ghostwire_tests::relay::Relay;
 use ghostwire_tests::switching::{self, until_class, until_more};
 use ghostwire_tests::traffic::{Conversation, EchoServer};
@@ -15,6 +16,8 @@ use ghostwire_tests::wait::{patience, until};
 use serde_json::Value;
 
 const PORT: u16 = 7;
+/// Outside of a router that forwards ports.
+const MAPPED: &str = "11.0.0.1";
 const POLICY: &str = r#"{ "acls": [{ "action": "accept", "src": ["*"], "dst": ["*:*"] }] }"#;
 
 /// Nodes `a` and `b` in these networks.
@@ -134,9 +137,8 @@ fn lost_relay_is_replaced_by_another() -> Result<()> {
     let mut mesh = pair(Network::Symmetric, Network::Symmetric)?;
     let relay = Relay::join(&mut mesh, "frankfurt")?;
     let (a, b) = (mesh.node("a")?, mesh.node("b")?);
-    let through = |from: &Node, to: &Node| -> Result<bool> {
-        Ok(text(&why(from, to)?, "path")?.contains(&relay.host.address))
-    };
+    let through =
+        |from: &Node, to: &Node| -> Result<bool> { Ok(text(&why(from, to)?, "path")?.contains("frankfurt")) };
     let check = || -> Result<()> {
         ping(a, b)?;
         for (from, to) in [(a, b), (b, a)] {
@@ -180,6 +182,54 @@ fn where_udp_is_blocked_the_relays_stream_carries() -> Result<()> {
         Ok(())
     };
     check().with_context(|| logs(&mesh))
+}
+
+/// `miniupnpd` on a router, with an address outside: it refuses to forward ports of addresses for documentation.
+fn port_mapping_router(mesh: &Mesh, router: &Netns) -> Result<Process> {
+    router.ip(&["address", "add", &format!("{MAPPED}/32"), "dev", "eth0"])?;
+    let chains = "table inet router {\nchain upnp_forward { }\nchain upnp_in { }\nchain upnp_out { }\n}\n\
+                  add rule inet router in jump upnp_in";
+    check_in(router, "nft", &[chains])?;
+    let (file, pid) = (mesh.lab.dir().join("miniupnpd.conf"), mesh.lab.dir().join("miniupnpd.pid"));
+    let configuration = format!(
+        "ext_ifname=eth0\next_ip={MAPPED}\nlistening_ip=lan\nenable_natpmp=yes\nenable_upnp=no\nsecure_mode=yes\n\
+         uuid=00000000-0000-0000-0000-000000000001\nupnp_table_name=router\nupnp_nat_table_name=router\n\
+         upnp_forward_chain=upnp_forward\nupnp_nat_chain=upnp_in\nupnp_nat_postrouting_chain=upnp_out\n\
+         allow 1-65535 0.0.0.0/0 1-65535\n"
+    );
+    std::fs::write(&file, configuration)?;
+    let args = ["-d", "-f", &*file.to_string_lossy(), "-P", &*pid.to_string_lossy()];
+    Process::spawn(router, "miniupnpd", "miniupnpd".as_ref(), &args, &mesh.lab.dir().join("miniupnpd.log"))
+}
+
+#[test]
+fn router_that_forwards_a_port_makes_hard_nats_direct() -> Result<()> {
+    let mut mesh = pair(Network::Symmetric, Network::Symmetric)?;
+    let outer = |name| -> Result<&Netns> { mesh.node(name)?.host.routers.first().context("a router") };
+    outer("b")?.ip(&["route", "add", MAPPED, "dev", "eth0"])?;
+    let server = port_mapping_router(&mesh, outer("a")?)?;
+    // The router is asked when the daemon starts.
+    mesh.node_mut("a")?.kill()?;
+    mesh.node_mut("a")?.restart()?;
+    let (a, b) = (mesh.node("a")?, mesh.node("b")?);
+    let check = || -> Result<()> {
+        until("a forwarded port", patience(20), || {
+            let netcheck = json(&a.gwctl(&["--json", "netcheck"])?)?;
+            ensure!(text(&netcheck, "port_mapping")?.starts_with(MAPPED), "{netcheck}");
+            Ok(())
+        })?;
+        ping(b, a)?;
+        until_class(b, a, "direct")?;
+        until_class(a, b, "direct")?;
+        a.gwctl(&["down"])?;
+        until("the port to be given back", patience(10), || {
+            let router = a.host.routers.first().context("a router")?;
+            let left = check_in(router, "nft", &["list chain inet router upnp_in"])?;
+            ensure!(!left.contains("dnat"), "{left}");
+            Ok(())
+        })
+    };
+    check().with_context(|| format!("{}\n{}", server.log(), logs(&mesh)))
 }
 
 #[test]

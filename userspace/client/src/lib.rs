@@ -9,6 +9,7 @@
 //! - [`session`]: the state machine: messages, requests and time in, things to do out; no I/O.
 //! - [`ways`]: by which way to each peer, where packets can be steered; no I/O.
 //! - [`path`]: the same where they cannot: one endpoint for WireGuard at a time.
+//! - [`portmap`]: asks routers to forward a port.
 //! - [`plane`]: makes the kernel what the session wants, in the order that never opens a gap.
 //! - [`store`]: what a node remembers, and how it survives crashes.
 //! - [`coordinator`]: enrolment and the node stream over pinned TLS.
@@ -25,6 +26,7 @@ pub mod daemon;
 pub mod naming;
 pub mod path;
 pub mod plane;
+pub mod portmap;
 pub mod probe;
 pub mod session;
 pub mod single;

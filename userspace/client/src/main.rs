@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ghostwire_client::api::Socket;
-use ghostwire_client::daemon::{Config, Daemon, Steered};
+use ghostwire_client::daemon::{Config, Daemon, PortMapping, Steered};
 use ghostwire_client::plane::Machinery as _;
 use ghostwire_client::plane::kernel::{Kernel, KernelOptions};
 use ghostwire_client::single::InterfaceLock;
@@ -68,6 +68,9 @@ struct RunArgs {
     /// Find and switch paths with eBPF, or give WireGuard plain endpoints
     #[arg(long, default_value = "auto", value_name = "auto|off")]
     steering: Steered,
+    /// Ask routers (PCP, NAT-PMP) to forward a port to this machine
+    #[arg(long, default_value = "auto", value_name = "auto|off")]
+    port_mapping: PortMapping,
     /// How to log to standard error; what, is said by RUST_LOG (default: info)
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
@@ -116,6 +119,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
             state_dir: args.state_dir.clone(),
             kernel: kernel_options(args),
             steered: args.steering,
+            port_mapping: args.port_mapping,
             exit_on_down: args.exit_on_down,
         };
         let (requests, inbox) = mpsc::channel(64);

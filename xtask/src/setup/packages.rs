@@ -69,6 +69,7 @@ pub(super) const NETWORK: &[Package] = &[
     program("ethtool", "ethtool"),
     program("iproute2", "ip"),
     program("nftables", "nft"),
+    program("miniupnpd-nftables", "miniupnpd"),
     program("wireguard-tools", "wg"),
     program("iperf3", "iperf3"),
     program("iputils-ping", "ping"),

@@ -3,6 +3,7 @@
 
 mod acl;
 mod inspection;
+mod portmap;
 mod requests;
 mod routes;
 mod status;
@@ -26,6 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
 pub use acl::directions;
+pub use portmap::PortMapping;
 pub use requests::{AclDraft, Answer, PingTarget, Request, RequestError};
 pub use routes::Steered;
 pub use status::Draft;
@@ -39,6 +41,7 @@ use crate::plane::kernel::{Inspection, Kernel, KernelOptions, Observed};
 use crate::plane::reconcile::{Endpoints, reconcile};
 use crate::plane::worker::Worker;
 use crate::plane::{Device, Machinery as _, PlaneError, PresentPeer};
+use crate::portmap::Place;
 use crate::session::map::NetworkMap;
 use crate::session::{Desired, Input, Output, Report, Session};
 use crate::store::{Identity, Settings, Store, StoreError};
@@ -60,6 +63,8 @@ pub struct Config {
     pub kernel: KernelOptions,
     /// Whether paths are steered.
     pub steered: Steered,
+    /// Whether routers are asked to forward a port.
+    pub port_mapping: PortMapping,
     /// End after `gwctl down`: for a daemon that `gwctl up` has started.
     pub exit_on_down: bool,
 }
@@ -75,6 +80,7 @@ enum Happening {
     Inspected(Result<Inspection, PlaneError>),
     Enrolled(Box<up::Enrolled>),
     Events(Events),
+    PortMapped(Place, Option<SocketAddr>),
     Steered(Box<Result<(Device, Steer), PlaneError>>, Desired),
 }
 
@@ -93,8 +99,7 @@ pub struct Daemon {
     steering: Option<Steering>,
     /// Why not.
     no_steering: Option<String>,
-    /// Our address outside, if the router forwards a port.
-    port_mapped: Option<SocketAddr>,
+    port_mapping: Option<portmap::Asking>,
     netchecks: Vec<routes::Netcheck>,
     /// As the coordinator has listed them.
     relays: Vec<pb::Relay>,
@@ -177,7 +182,7 @@ impl Daemon {
             stream_number: 0,
             steering: None,
             no_steering: None,
-            port_mapped: None,
+            port_mapping: None,
             netchecks: Vec::new(),
             relays: Vec::new(),
             early: BTreeMap::new(),
@@ -393,6 +398,7 @@ impl Daemon {
 
     fn tear_down(&mut self) {
         self.paths.clear();
+        self.give_port_back();
         self.steering = None;
         self.no_steering = None;
         self.netchecks.clear();
@@ -461,6 +467,7 @@ impl Daemon {
             Happening::Inspected(inspection) => self.on_inspected(inspection),
             Happening::Enrolled(enrolled) => self.on_enrolled(*enrolled),
             Happening::Events(events) => self.events = Some(events),
+            Happening::PortMapped(place, mapped) => self.on_port_mapped(place, mapped),
             Happening::Steered(opened, desired) => self.on_steered(*opened, desired),
         }
     }

@@ -135,7 +135,9 @@ impl Daemon {
 
     /// Tells steering which links there are.
     pub(super) fn steer_network(&mut self, now: Instant) {
-        let Some(steering) = &mut self.steering else { return };
+        if self.steering.is_none() {
+            return;
+        }
         let ends = match self.netlink.local_endpoints() {
             Ok(ends) => ends,
             Err(error) => {
@@ -144,6 +146,7 @@ impl Daemon {
             }
         };
         let port = self.device.as_ref().map_or(self.config.kernel.listen_port, |device| device.listen_port);
+        self.ask_for_port(&ends, port);
         let by_link = |wanted: &dyn Fn(&LocalEndpoint) -> bool| {
             let mut links: Vec<(u32, Vec<IpAddr>)> = Vec::new();
             for end in ends.iter().filter(|end| wanted(end)) {
@@ -165,7 +168,10 @@ impl Daemon {
             .map(|(index, addresses)| ways::Uplink { index, addresses })
             .collect();
         let fixed = self.settings.static_endpoints.clone();
-        steering.set_network(now, &all, preferred, port, fixed, self.port_mapped);
+        let mapped = self.port_mapping.as_ref().and_then(|asking| asking.mapped);
+        if let Some(steering) = &mut self.steering {
+            steering.set_network(now, &all, preferred, port, fixed, mapped);
+        }
     }
 
     pub(super) fn on_arrived(&mut self, arrived: Arrived) {
