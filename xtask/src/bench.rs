@@ -11,6 +11,14 @@ use crate::setup::{self, Part};
 use crate::vm::exit_code;
 use crate::workspace;
 
+/// What a mesh consists of, with the packages.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("ghostwire-server", "ghostwire-server"),
+    ("ghostwire-client", "ghostwire-client"),
+    ("ghostwire-relay", "ghostwire-relay"),
+    ("gwctl", "gwctl"),
+];
+
 /// Options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -33,6 +41,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     setup::ensure(&[Part::Build, Part::Network, Part::Rivals])?;
     let [program] = cargo::build_binaries([("ghostwire-bench", name.as_str())], true)?;
+    if name == "paths" {
+        // It measures the real programs, which it finds beside itself.
+        cargo::build_binaries(PROGRAMS, true)?;
+    }
     let status = std::process::Command::new(&program)
         .args(&arguments.arguments)
         .current_dir(workspace::root())
