@@ -11,8 +11,8 @@
 //! touched.
 //!
 //! - `v4`, `v6`: the two families; `cross`: from one to the other.
-//! - [`checksum`]: sums.
-//! - [`stun`]: answers to STUN's plain requests.
+//! - [`checksum`] adds up.
+//! - [`stun`] answers STUN's plain requests.
 
 pub mod checksum;
 mod cross;
@@ -303,13 +303,13 @@ unsafe fn address(ethernet: Bytes, neighbour: Neighbour) {
                 ethernet.store(6, to);
                 ethernet.store(10, to_rest);
             }
-            Neighbour::Other([a, b, c, d, e, f]) => {
-                ethernet.store(0, a);
-                ethernet.store(2, b);
-                ethernet.store(4, c);
-                ethernet.store(6, d);
-                ethernet.store(8, e);
-                ethernet.store(10, f);
+            Neighbour::Other(words) => {
+                ethernet.store(0, words[0]);
+                ethernet.store(2, words[1]);
+                ethernet.store(4, words[2]);
+                ethernet.store(6, words[3]);
+                ethernet.store(8, words[4]);
+                ethernet.store(10, words[5]);
             }
         }
     }
@@ -321,6 +321,7 @@ unsafe fn address(ethernet: Bytes, neighbour: Neighbour) {
 ///
 /// `udp` was made for 16 bytes.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
 unsafe fn datagram(udp: Bytes, udp_len: u16, local: u8, source: Ip, hops: u8) -> Datagram {
     // SAFETY: the caller's promise.
     let (ports, head) = unsafe { (udp.load::<u32>(0), udp.load::<[u8; 8]>(UDP_LEN)) };

@@ -31,11 +31,12 @@ const HOPS: u8 = 64;
 
 /// Whether a datagram could be a request that is answered here.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
 pub fn is_request(packet: &Packet) -> bool {
     let [first, second, ..] = packet.datagram.head;
     u16::from_be_bytes([first, second]) == REQUEST
         && crate::decision::is_stun(&packet.datagram.head, packet.datagram.len)
-        && packet.datagram.len % 4 == 0
+        && packet.datagram.len.is_multiple_of(4)
         && packet.datagram.len <= 4 * MAX_WORDS as u32
 }
 
@@ -200,9 +201,13 @@ fn write6<F: Frame, const L3: usize>(frame: &F, packet: &Packet, request: &Reque
         v6::store(ip, 24, source);
         let port = packet.datagram.source.port;
         let mapped = mapped_head(20, 2, port);
-        let Ip([a, b, c, d]) = source;
-        let [x, y, z] = request.transaction;
-        let address = [a ^ COOKIE.to_be(), b ^ x, c ^ y, d ^ z];
+        let (ip_words, transaction) = (source.0, request.transaction);
+        let address = [
+            ip_words[0] ^ COOKIE.to_be(),
+            ip_words[1] ^ transaction[0],
+            ip_words[2] ^ transaction[1],
+            ip_words[3] ^ transaction[2],
+        ];
         let udp = Bytes::new(ip.0.add(UDP_AT));
         let sum = v6::sum(source).plus(v6::sum(destination));
         let (mut sum, mut crc) = head(udp, packet, request, len as u16, sum);
@@ -217,7 +222,6 @@ fn write6<F: Frame, const L3: usize>(frame: &F, packet: &Packet, request: &Reque
 
 /// The first two words of XOR-MAPPED-ADDRESS.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the cookie's first half")]
 fn mapped_head(len: u16, family: u16, port: u16) -> [u32; 2] {
     let xor_port = port ^ (COOKIE >> 16) as u16;
     [in_memory(XOR_MAPPED_ADDRESS.to_be(), len.to_be()), in_memory(family.to_be(), xor_port.to_be())]
@@ -229,6 +233,7 @@ fn mapped_head(len: u16, family: u16, port: u16) -> [u32; 2] {
 ///
 /// `udp` was made for at least 28 bytes.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
 unsafe fn head(udp: Bytes, packet: &Packet, request: &Request, len: u16, addresses: Sum) -> (Sum, u32) {
     let udp_len = len + UDP_LEN as u16;
     let ports = in_memory(packet.datagram.port.to_be(), packet.datagram.source.port.to_be());
@@ -278,6 +283,7 @@ fn tail<F: Frame>(
 }
 
 /// CRC-32 of IEEE 802.3, of which FINGERPRINT is made, byte by byte.
+#[expect(clippy::cast_possible_truncation, reason = "counts to 256")]
 static CRC: [u32; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;

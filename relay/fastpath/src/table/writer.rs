@@ -149,16 +149,15 @@ impl<T: Lines> Writer<T> {
         // A free slot in the old one's bucket first: then one store switches from old to new.
         let near = old.and_then(|old| self.free_in(old.bucket));
         let near = near.or_else(|| place.buckets.into_iter().find_map(|bucket| self.free_in(bucket)));
-        let free = match near {
-            Some(free) => free,
-            None => {
-                let made = self.make_room(&place);
-                // It may have been moved for the room.
-                old = self.find(key);
-                // Where there is none, the old one is written over: readers that come along meanwhile see the odd
-                // stamp and look again.
-                made.or(old).ok_or(Full)?
-            }
+        let free = if let Some(free) = near {
+            free
+        } else {
+            let made = self.make_room(&place);
+            // It may have been moved for the room.
+            old = self.find(key);
+            // Where there is none, the old one is written over: readers that come along meanwhile see the odd stamp
+            // and look again.
+            made.or(old).ok_or(Full)?
         };
         self.write(free, &words, &pair.words());
         match old {
