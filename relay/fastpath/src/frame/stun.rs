@@ -5,7 +5,6 @@
 
 use super::checksum::Sum;
 use super::{Bytes, Frame, Neighbour, Packet, UDP, UDP_LEN, address, in_memory, v4, v6};
-use crate::Ip;
 
 /// Binding request, and its success.
 const REQUEST: u16 = 0x0001;
