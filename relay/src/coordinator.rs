@@ -200,10 +200,11 @@ impl Registration {
                         Some((KeyNumber(number), VerifyingKey::from_bytes(key).ok()?))
                     })
                     .collect();
-                let lines: String = signers
+                let lines: Vec<String> = signers
                     .iter()
                     .map(|(number, key)| format!("{}:{}\n", number.0, hex::encode(key.as_bytes())))
                     .collect();
+                let lines = lines.concat();
                 if let Err(error) = write_secret(&self.signers, lines.as_bytes()) {
                     warn!(error = format!("{error:#}"), "after a restart, the coordinator has to be there");
                 }

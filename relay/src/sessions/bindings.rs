@@ -116,11 +116,11 @@ impl<T: Lines> Sessions<T> {
             self.events.push_back(Event::SessionOpened { session: pair.session, rate });
         }
         let complete = pair.is_complete();
-        if !(unchanged && same_rate) && !self.connect(id) {
-            self.set_leg(now.monotonic, id, side, None);
-            return Err(code::CAPACITY);
-        }
         if !(unchanged && same_rate) {
+            if !self.connect(id) {
+                self.set_leg(now.monotonic, id, side, None);
+                return Err(code::CAPACITY);
+            }
             self.events.extend(self.leg_record(id, request.owner).map(Event::Record));
         }
         Ok(self.lease(request, arrival.port, self.config.binding_lease, complete))
@@ -215,7 +215,7 @@ impl<T: Lines> Sessions<T> {
             }
         }
         self.pairs.insert(id, PairState::new(session, rate));
-        self.sessions.insert(session, id);
+        self.pair_of.insert(session, id);
         self.events.push_back(Event::SessionOpened { session, rate });
         Ok(())
     }
@@ -315,7 +315,7 @@ impl<T: Lines> Sessions<T> {
     /// Says whether both legs of a session's pair are behind the same neighbour of the relay, after
     /// [`Event::PairConnected`].
     pub fn set_same_way(&mut self, session: u32, same_way: bool) {
-        let Some(id) = self.sessions.get(&session).copied() else { return };
+        let Some(id) = self.pair_of.get(&session).copied() else { return };
         let Some(pair) = self.pairs.get_mut(&id).filter(|pair| pair.same_way != same_way) else { return };
         pair.same_way = same_way;
         self.connect(id);
@@ -348,7 +348,7 @@ impl<T: Lines> Sessions<T> {
                 allocation.pairs = allocation.pairs.saturating_sub(1);
             }
         }
-        self.sessions.remove(&pair.session);
+        self.pair_of.remove(&pair.session);
         self.numbers.give_back(pair.session);
         self.events.push_back(Event::SessionClosed { session: pair.session });
     }

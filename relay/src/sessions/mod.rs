@@ -168,7 +168,7 @@ pub struct Sessions<T> {
     allocations: HashMap<Owner, Allocation>,
     pairs: HashMap<PairId, PairState>,
     /// The pair of each session.
-    sessions: HashMap<u32, PairId>,
+    pair_of: HashMap<u32, PairId>,
     /// Which leg a table's key belongs to, also of legs whose peer has not bound yet.
     bound: HashMap<Key, Owner>,
     numbers: ports::Numbers,
@@ -212,7 +212,7 @@ impl<T: Lines> Sessions<T> {
             numbers: ports::Numbers::new(config.limits.pairs),
             allocations: HashMap::new(),
             pairs: HashMap::new(),
-            sessions: HashMap::new(),
+            pair_of: HashMap::new(),
             bound: HashMap::new(),
             crypto: Bucket::default(),
             reports: Bucket::default(),

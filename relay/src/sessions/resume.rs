@@ -71,7 +71,7 @@ impl<T: Lines + Clone> Sessions<T> {
                         }
                     }
                     self.pairs.insert(id, PairState::new(session, rate));
-                    self.sessions.insert(session, id);
+                    self.pair_of.insert(session, id);
                 }
                 let leg = Leg { local, source, expires: self.config.binding_lease };
                 if let Some(pair) = self.pairs.get_mut(&id) {
@@ -147,7 +147,7 @@ impl<T: Lines> Sessions<T> {
             order: allocation.order,
             source: allocation.source,
         });
-        let legs = self.pairs.iter().flat_map(|(id, _)| {
+        let legs = self.pairs.keys().flat_map(|id| {
             let [low, high] = id.owners();
             [self.leg_record(*id, low), self.leg_record(*id, high)].into_iter().flatten()
         });

@@ -401,7 +401,7 @@ impl Plane {
         let journal = &mut program.fed.lock().unwrap_or_else(PoisonError::into_inner).journal;
         let appended = journal.append(record).and_then(|long| {
             if long {
-                *journal = JournalFile::start(&journal.path().to_owned(), sessions.journal())?;
+                *journal = JournalFile::start(journal.path(), sessions.journal())?;
             }
             Ok(())
         });

@@ -33,14 +33,11 @@ impl Side {
     }
 
     fn bound(&self) -> Option<(SocketAddr, bool)> {
-        let events = self.events.iter().rev();
-        events
-            .filter_map(|event| match event {
-                Event::Bound { at, peer_bound, .. } => Some(Some((*at, *peer_bound))),
-                Event::Unbound { .. } => Some(None),
-                _ => None,
-            })
-            .next()?
+        self.events.iter().rev().find_map(|event| match event {
+            Event::Bound { at, peer_bound, .. } => Some(Some((*at, *peer_bound))),
+            Event::Unbound { .. } => Some(None),
+            _ => None,
+        })?
     }
 }
 

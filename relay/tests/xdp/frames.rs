@@ -141,6 +141,6 @@ pub(crate) fn sums_are_right(frame: &[u8]) -> bool {
             let header = ip.header().to_header();
             udp.to_header().checksum == udp.to_header().calc_checksum_ipv6(&header, udp.payload()).unwrap()
         }
-        other => panic!("{other:?}"),
+        arp @ etherparse::NetSlice::Arp(_) => panic!("{arp:?}"),
     }
 }

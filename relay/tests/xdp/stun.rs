@@ -158,11 +158,10 @@ fn a_damaged_request_is_not_answered_with_a_good_checksum() {
     let transaction = TransactionId(rng.random());
     let payload =
         Writer::new(&mut buffer, Class::Request, Method::BINDING, transaction).unwrap().finish().to_vec();
-    for local in 0..2 {
-        let source = if local == 0 { "198.51.100.7:1" } else { "[2001:db8:5::1]:1" };
-        let to = SocketAddr::new(LOCALS[local].parse().unwrap(), MAIN);
+    for (local, source) in LOCALS.into_iter().zip(["198.51.100.7:1", "[2001:db8:5::1]:1"]) {
+        let to = SocketAddr::new(local.parse().unwrap(), MAIN);
         let frame = Spec::new(source.parse().unwrap(), to, payload.clone()).bytes();
-        let ip_source = if local == 0 { 14 + 12 } else { 14 + 8 };
+        let ip_source = if to.is_ipv4() { 14 + 12 } else { 14 + 8 };
         for at in [ip_source, frame.len() - 1, frame.len() - 9] {
             let mut damaged = frame.clone();
             damaged[at] ^= 4;

@@ -134,7 +134,7 @@ impl Stream {
                 message = inbound.next() => {
                     heard = Instant::now();
                     match message {
-                        Some(Ok(RelayMessage { message })) => if !self.hear(message) {
+                        Some(Ok(RelayMessage { message })) => if !self.hear(message.as_ref()) {
                             return "the relay has another stream, or no right to it any more";
                         },
                         Some(Err(_)) | None => return "the connection ended",
@@ -153,13 +153,13 @@ impl Stream {
         }
     }
 
-    fn hear(&self, message: Option<FromRelay>) -> bool {
+    fn hear(&self, message: Option<&FromRelay>) -> bool {
         match message {
-            Some(FromRelay::Load(RelayLoad { nodes, pairs, clients, load_permille, draining })) => {
+            Some(&FromRelay::Load(RelayLoad { nodes, pairs, clients, load_permille, draining })) => {
                 let load = Load { nodes, pairs, clients, permille: load_permille, draining };
                 self.relays.report(self.id, load)
             }
-            Some(FromRelay::UnknownSource(RelayUnknownSource { node })) => {
+            Some(&FromRelay::UnknownSource(RelayUnknownSource { node })) => {
                 unknown_source(&self.relays, self.id, &self.handle.world(), NodeId(node));
                 true
             }
