@@ -2,6 +2,7 @@
 //! as its last line, one JSON object; everything about building goes to stderr.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
@@ -11,13 +12,8 @@ use crate::setup::{self, Part};
 use crate::vm::exit_code;
 use crate::workspace;
 
-/// What a mesh consists of, with the packages.
-const PROGRAMS: [(&str, &str); 4] = [
-    ("ghostwire-server", "ghostwire-server"),
-    ("ghostwire-client", "ghostwire-client"),
-    ("ghostwire-relay", "ghostwire-relay"),
-    ("gwctl", "gwctl"),
-];
+/// Benchmarks that start coordinators and nodes.
+const WITH_MESH: [&str; 2] = ["paths", "quic"];
 
 /// Options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
@@ -40,17 +36,33 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         bail!("there is no benchmark {name:?}\n  what to do: choose one of {}", known.join(", "));
     }
     setup::ensure(&[Part::Build, Part::Network, Part::Rivals])?;
-    let [program] = cargo::build_binaries([("ghostwire-bench", name.as_str())], true)?;
-    if name == "paths" {
-        // It measures the real programs, which it finds beside itself.
-        cargo::build_binaries(PROGRAMS, true)?;
-    }
+    let program = build(name)?;
     let status = std::process::Command::new(&program)
         .args(&arguments.arguments)
         .current_dir(workspace::root())
         .status()
         .with_context(|| format!("cannot start {}", program.display()))?;
     Ok(exit_code(status.code()))
+}
+
+/// A benchmark of the whole mesh finds the daemons beside itself.
+fn build(name: &str) -> Result<PathBuf> {
+    let bench = ("ghostwire-bench", name);
+    if !WITH_MESH.contains(&name) {
+        let [program] = cargo::build_binaries([bench], true)?;
+        return Ok(program);
+    }
+    let [program, ..] = cargo::build_binaries(
+        [
+            bench,
+            ("ghostwire-server", "ghostwire-server"),
+            ("ghostwire-client", "ghostwire-client"),
+            ("ghostwire-relay", "ghostwire-relay"),
+            ("gwctl", "gwctl"),
+        ],
+        true,
+    )?;
+    Ok(program)
 }
 
 /// The binaries of the bench crate: `src/bin/NAME.rs` and `src/bin/NAME/main.rs`.

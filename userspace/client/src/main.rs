@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ghostwire_client::api::Socket;
-use ghostwire_client::daemon::{Config, Daemon, PortMapping, Steered};
+use ghostwire_client::daemon::{Config, Daemon, PortMapping, QuicPort, Steered};
 use ghostwire_client::plane::Machinery as _;
 use ghostwire_client::plane::kernel::{Kernel, KernelOptions};
 use ghostwire_client::single::InterfaceLock;
@@ -71,6 +71,9 @@ struct RunArgs {
     /// Ask routers (PCP, NAT-PMP) to forward a port to this machine
     #[arg(long, default_value = "auto", value_name = "auto|off")]
     port_mapping: PortMapping,
+    /// UDP port of QUIC, for networks that WireGuard does not pass; auto: 443 if it is free, else any
+    #[arg(long, default_value = "auto", value_name = "PORT|auto|off")]
+    quic_port: QuicPort,
     /// How to log to standard error; what, is said by RUST_LOG (default: info)
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
@@ -120,6 +123,7 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
             kernel: kernel_options(args),
             steered: args.steering,
             port_mapping: args.port_mapping,
+            quic: args.quic_port,
             exit_on_down: args.exit_on_down,
         };
         let (requests, inbox) = mpsc::channel(64);

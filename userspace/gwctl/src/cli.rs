@@ -208,6 +208,8 @@ Examples:
 pub enum PathKind {
     /// From node to node
     Direct,
+    /// From node to node, inside of QUIC
+    Quic,
     /// Through a relay's UDP port
     RelayUdp,
     /// Through a relay's TLS stream

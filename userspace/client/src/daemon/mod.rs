@@ -4,6 +4,7 @@
 mod acl;
 mod inspection;
 mod portmap;
+mod quic;
 mod requests;
 mod routes;
 mod status;
@@ -28,6 +29,7 @@ use tokio::sync::{broadcast, mpsc};
 
 pub use acl::directions;
 pub use portmap::PortMapping;
+pub use quic::QuicPort;
 pub use requests::{AclDraft, Answer, PingTarget, Request, RequestError};
 pub use routes::Steered;
 pub use status::Draft;
@@ -65,6 +67,8 @@ pub struct Config {
     pub steered: Steered,
     /// Whether routers are asked to forward a port.
     pub port_mapping: PortMapping,
+    /// The UDP port of QUIC.
+    pub quic: QuicPort,
     /// End after `gwctl down`: for a daemon that `gwctl up` has started.
     pub exit_on_down: bool,
 }

@@ -8,6 +8,7 @@ use ghostwire_dataplane::netlink::{LocalEndpoint, Rank};
 use ghostwire_dataplane::steer;
 use ghostwire_path::{Class, Filter, RelayId, Steer};
 
+use super::quic;
 use super::requests::{Answer, RequestError};
 use super::steering::{Arrived, Steering};
 use super::{Daemon, Happening, status};
@@ -86,7 +87,14 @@ impl Daemon {
             Ok((device, steer)) => {
                 self.device = Some(device);
                 let own = ghostwire_proto::keys::NodeKey::new(self.identity.node_public());
-                let mut steering = Steering::new(steer, own, *self.identity.node_key.expose());
+                let quic = quic::Carrier::open(self.config.quic, self.identity.machine_key.expose());
+                let trouble = quic.as_ref().err().map(|error| {
+                    let port = self.config.quic;
+                    format!("no QUIC, which is needed where WireGuard does not pass: port {port}: {error}")
+                });
+                self.note("quic", trouble);
+                let key = *self.identity.node_key.expose();
+                let mut steering = Steering::new(steer, own, key, quic.ok().flatten());
                 let now = Instant::now();
                 steering.ways.set_relays(now, &self.relays);
                 if self.session.is_connected() {

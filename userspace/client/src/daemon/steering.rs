@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ghostwire_dataplane::steer::{Arrival, Carrier, Class, Controller, Path, PeerId, Steer, Uplink};
-use ghostwire_path::RelayId;
+use ghostwire_path::{RelayId, Socket};
 use ghostwire_proto::keys::NodeKey;
 use tokio::sync::mpsc;
 
+use super::quic;
 use crate::pb;
 use crate::plane::PlaneError;
 use crate::session::map::NetworkMap;
@@ -40,6 +41,7 @@ pub(super) enum Arrived {
     Datagram(io::Result<Arrival>),
     Packet(io::Result<(PeerId, usize)>),
     Stream(RelayId, u64, StreamEvent),
+    Quic(quic::Arrived),
 }
 
 /// See the module.
@@ -48,6 +50,7 @@ pub(super) struct Steering {
     steer: Steer,
     controller: Arc<Controller>,
     carrier: Arc<Carrier>,
+    quic: Option<quic::Carrier>,
     datagram: Box<[u8]>,
     packet: Box<[u8]>,
     key: [u8; 32],
@@ -75,7 +78,7 @@ pub(super) struct Steering {
 
 impl Steering {
     /// `key` is the node's WireGuard key: streams know us by it.
-    pub(super) fn new(steer: Steer, own: NodeKey, key: [u8; 32]) -> Self {
+    pub(super) fn new(steer: Steer, own: NodeKey, key: [u8; 32], quic: Option<quic::Carrier>) -> Self {
         let now = Instant::now();
         let (events, arriving) = mpsc::channel(1_024);
         let mut steering = Self {
@@ -83,6 +86,7 @@ impl Steering {
             controller: steer.controller(),
             carrier: steer.carrier(),
             steer,
+            quic,
             datagram: vec![0; CONTROLLER_BUFFER].into_boxed_slice(),
             packet: vec![0; CARRIER_BUFFER].into_boxed_slice(),
             key,
@@ -104,6 +108,7 @@ impl Steering {
             trouble: None,
         };
         steering.housekeep_at = steering.steer.housekeep(now);
+        steering.ways.set_quic(steering.quic.as_ref().map(quic::Carrier::own));
         steering
     }
 
@@ -113,6 +118,7 @@ impl Steering {
             arrival = self.controller.recv(&mut self.datagram) => Arrived::Datagram(arrival),
             packet = self.carrier.recv(&mut self.packet) => Arrived::Packet(packet),
             Some((relay, number, event)) = self.arriving.recv() => Arrived::Stream(relay, number, event),
+            arrived = quic::next(&mut self.quic) => Arrived::Quic(arrived),
         }
     }
 
@@ -128,9 +134,19 @@ impl Steering {
                     self.on_stream(now, relay, number, event);
                 }
             }
+            Arrived::Quic(arrived) => self.on_quic(now, arrived),
         }
         self.act();
         Ok(())
+    }
+
+    fn on_quic(&mut self, now: Instant, first: quic::Arrived) {
+        let Some(quic) = &mut self.quic else { return };
+        quic.on_arrived(now, &mut self.ways, first);
+        for _ in 0..BUDGET {
+            let Some(arrived) = quic.try_next() else { return };
+            quic.on_arrived(now, &mut self.ways, arrived);
+        }
     }
 
     fn on_datagrams(&mut self, now: Instant, first: io::Result<Arrival>) {
@@ -328,10 +344,18 @@ impl Steering {
         while let Some(effect) = self.ways.poll_effect() {
             self.effect(effect);
         }
+        if let Some(quic) = &mut self.quic {
+            quic.flush();
+        }
     }
 
     fn effect(&mut self, effect: Effect) {
         match effect {
+            Effect::Send { base, remote, bytes } if base.socket == Socket::Quic => {
+                if let Some(quic) = &self.quic {
+                    quic.send_stun(base, remote, &bytes);
+                }
+            }
             Effect::Send { base, remote, bytes } => {
                 let sent = self.controller.try_send(base.uplink.0, base.address.ip(), remote, &bytes);
                 if let Err(error) = sent {
@@ -344,10 +368,10 @@ impl Steering {
                     stream.send(to, bytes);
                 }
             }
-            Effect::Deliver { peer, bytes } => {
+            Effect::Deliver { peer, class, bytes } => {
                 let Some(peer) = self.peers.get(&peer).copied() else { return };
                 self.announce(Instant::now(), peer);
-                if let Err(error) = self.carrier.deliver(peer, Class::Derp, &bytes) {
+                if let Err(error) = self.carrier.deliver(peer, steer_class(class), &bytes) {
                     tracing::trace!(%error, %peer, "not delivered");
                 }
             }
@@ -374,6 +398,23 @@ impl Steering {
                 self.streams.insert(relay, (number, stream));
             }
             Effect::CloseStream(relay) => drop(self.streams.remove(&relay)),
+            Effect::Quic { .. }
+            | Effect::OpenQuic { .. }
+            | Effect::CloseQuic { .. }
+            | Effect::MoveQuic { .. }
+            | Effect::QuicPeers(_) => self.quic_effect(effect),
+        }
+    }
+
+    fn quic_effect(&mut self, effect: Effect) {
+        let Some(quic) = &mut self.quic else { return };
+        match effect {
+            Effect::Quic { peer, bytes } => quic.send(peer, &bytes),
+            Effect::OpenQuic { peer, key, local, remote } => quic.connect(peer, key, local, remote),
+            Effect::CloseQuic { peer } => quic.close(peer),
+            Effect::MoveQuic { local, remote } => quic.move_to(local, remote),
+            Effect::QuicPeers(keys) => quic.set_peers(keys),
+            _ => {}
         }
     }
 
@@ -383,7 +424,8 @@ impl Steering {
             self.show_packets(peer);
             return;
         };
-        let also = also.map(path);
+        // What is for a carrier comes to us once; the ways know that there are two.
+        let also = also.map(path).filter(|also| !(is_carrier(&primary) && is_carrier(also)));
         if let Err(error) = self.steer.set_path(peer, Some(&primary), also.as_ref()) {
             tracing::warn!(error = %PlaneError::of(&error), %peer, ?primary, "a path cannot be used");
         }
@@ -458,6 +500,20 @@ fn path(hop: Hop) -> Path {
             local: base.address,
             remote,
         },
+        Hop::Quic { .. } => Path::Carrier { class: Class::Quic },
         Hop::Stream(_) => Path::Carrier { class: Class::Derp },
+    }
+}
+
+fn is_carrier(path: &Path) -> bool {
+    matches!(path, Path::Carrier { .. })
+}
+
+fn steer_class(class: ghostwire_path::Class) -> Class {
+    match class {
+        ghostwire_path::Class::Direct => Class::Direct,
+        ghostwire_path::Class::Quic => Class::Quic,
+        ghostwire_path::Class::RelayPort => Class::RelayPort,
+        ghostwire_path::Class::Derp => Class::Derp,
     }
 }

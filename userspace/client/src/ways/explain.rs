@@ -58,6 +58,7 @@ impl Ways {
             }
             (Hop::Wire { remote, relayed: true, .. }, _) => format!("relay (UDP) {remote}"),
             (Hop::Wire { remote, .. }, _) => format!("direct {remote}"),
+            (Hop::Quic { remote }, _) => format!("QUIC {remote}"),
             (Hop::Stream(relay), _) => format!("relay (TLS) {}", self.relay_name(relay)),
         }
     }
@@ -176,11 +177,12 @@ impl Ways {
             .to_owned(),
             ipv4: has(true),
             ipv6: has(false),
-            local: self.bases().iter().map(|base| base.address.to_string()).collect(),
+            local: self.all_bases().iter().map(|base| base.address.to_string()).collect(),
             mapped: mapped.collect(),
             port_mapping: self.mapped.map(|address| address.to_string()).unwrap_or_default(),
             relays: self.relays.all().map(|(relay, stream)| self.relay_report(relay, stream)).collect(),
             meaning: self.meaning(),
+            quic_port: self.own_quic.map_or(0, |own| own.port.into()),
         }
     }
 
@@ -259,6 +261,7 @@ fn class_word(hop: Hop) -> &'static str {
     match hop {
         Hop::Wire { relayed: false, .. } => "direct",
         Hop::Wire { relayed: true, .. } => "relay-udp",
+        Hop::Quic { .. } => "quic",
         Hop::Stream(_) => "relay-tls",
     }
 }

@@ -61,13 +61,16 @@ impl Ways {
             Some((framing, message)) => {
                 self.message(now, Route::Derp(relay), Some(peer), framing, &message);
             }
-            None => self.effects.push_back(Effect::Deliver { peer, bytes }),
+            None => {
+                let class = ghostwire_path::Class::Derp;
+                self.effects.push_back(Effect::Deliver { peer, class, bytes });
+            }
         }
         self.settle(now);
     }
 
     /// A check or an answer. `expected`: whose way it came by, where that is certain.
-    fn message(
+    pub(super) fn message(
         &mut self,
         now: Instant,
         route: Route,
@@ -120,6 +123,8 @@ impl Ways {
         match signal::from_wire(wire) {
             Ok(signal) => {
                 peer.trouble = None;
+                // First the key: what the signal names may be called at once.
+                self.note_quic_key(now, from, wire);
                 self.input(now, from, Input::Signal(Box::new(signal)));
             }
             Err(error) => {

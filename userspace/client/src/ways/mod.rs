@@ -12,6 +12,7 @@
 //! - [`checks`]: connectivity checks as bytes; [`signal`]: signals on the wire.
 //! - [`survey`]: what STUN says of our addresses and our NAT; [`relays`]: bindings, tokens, streams.
 //! - [`explain`]: the answers to `gwctl why`, `netcheck` and `status`.
+//! - [`quic`]: connections with peers.
 //! - [`derp`]: the client of a relay's stream; the daemon's `steering` connects all this to the kernel.
 //!
 //! A packet for a peer that has no way yet is kept (the last [`MOST_HELD`]) and sent as soon as there is one: the first
@@ -22,24 +23,27 @@ pub mod derp;
 pub mod explain;
 mod inward;
 mod outward;
+pub mod quic;
 pub mod relays;
 pub mod signal;
 pub mod survey;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ghostwire_path::{
-    Base, CandidateKind, Config, Generation, InUse, Input, LocalCandidate, NatReport, PathMachine, RelayId,
-    Socket, Steer, UplinkId,
+    Base, CandidateKind, Class, Config, Generation, InUse, Input, LocalCandidate, NatReport, PathMachine,
+    RelayId, Socket, Steer, UplinkId,
 };
 use ghostwire_proto::keys::NodeKey;
+use ghostwire_quic::PublicKey;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use self::quic::{OwnQuic, PeerQuic};
 use self::relays::{Description, Relays};
 use self::survey::Survey;
 use crate::pb;
@@ -85,14 +89,26 @@ pub enum Hop {
         /// The remote is a relay's port.
         relayed: bool,
     },
+    /// Through the QUIC connection with the peer.
+    Quic {
+        /// Where its other end is.
+        remote: SocketAddr,
+    },
     /// Through a relay's stream.
     Stream(RelayId),
+}
+
+impl Hop {
+    /// Whether packets go through the daemon.
+    pub fn is_carrier(self) -> bool {
+        !matches!(self, Self::Wire { .. })
+    }
 }
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Send from WireGuard's port.
+    /// Send from WireGuard's port, or STUN from QUIC's, as the base says.
     Send {
         /// From where.
         base: Base,
@@ -110,13 +126,47 @@ pub enum Effect {
         /// What.
         bytes: Vec<u8>,
     },
-    /// Hand a packet that came by a stream to WireGuard.
+    /// Hand a packet that came by a carrier to WireGuard.
     Deliver {
         /// From whom.
+        peer: u64,
+        /// By which carrier.
+        class: Class,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Send through the QUIC connection with a peer.
+    Quic {
+        /// To whom.
         peer: u64,
         /// What.
         bytes: Vec<u8>,
     },
+    /// Connect with a peer by QUIC.
+    OpenQuic {
+        /// With whom.
+        peer: u64,
+        /// Who has this key.
+        key: PublicKey,
+        /// From our address.
+        local: IpAddr,
+        /// Where.
+        remote: SocketAddr,
+    },
+    /// End the QUIC connection with a peer.
+    CloseQuic {
+        /// With whom.
+        peer: u64,
+    },
+    /// QUIC connections to this remote leave from this address of ours from now on.
+    MoveQuic {
+        /// From here.
+        local: IpAddr,
+        /// To there.
+        remote: SocketAddr,
+    },
+    /// Exactly those who have these keys may connect by QUIC.
+    QuicPeers(HashSet<PublicKey>),
     /// Packets of a peer take these ways from now on; no way: keep them and show them.
     Use {
         /// Whose.
@@ -169,6 +219,7 @@ struct Peer {
     admitted: BTreeMap<SocketAddr, u32>,
     /// What each admitted relay route leads to.
     relay_ports: BTreeMap<RelayId, SocketAddr>,
+    quic: PeerQuic,
     held: VecDeque<(Instant, Vec<u8>)>,
     /// The way that was tried for them without being proven.
     held_tried: Option<Hop>,
@@ -184,6 +235,7 @@ struct Peer {
 #[derive(Debug)]
 pub struct Ways {
     own: NodeKey,
+    own_quic: Option<OwnQuic>,
     port: u16,
     uplinks: Vec<Uplink>,
     /// Addresses that the operator says we are reached at.
@@ -213,6 +265,7 @@ impl Ways {
         let relays = Relays::new(now, StdRng::from_rng(&mut rng));
         Self {
             own,
+            own_quic: None,
             port: 0,
             uplinks: Vec::new(),
             fixed: Vec::new(),
@@ -280,9 +333,13 @@ impl Ways {
         }
         (self.uplinks, self.port, self.fixed, self.mapped) = (uplinks, port, fixed, mapped);
         let bases = self.bases();
-        self.relays.set_bases(now, bases.clone());
-        self.survey.set(now, bases, self.relays.servers());
+        self.relays.set_bases(now, bases);
+        self.survey.set(now, self.all_bases(), self.relays.servers());
+        let moved = self.move_quic();
         self.settle(now);
+        for (id, route) in moved {
+            self.input(now, id, Input::CarrierUp(route));
+        }
         // Relays may be reached from another base now.
         let ids: Vec<u64> = self.peers.keys().copied().collect();
         for id in ids {
@@ -308,7 +365,7 @@ impl Ways {
         let bases = self.bases();
         let host =
             |base: &Base| LocalCandidate { base: *base, kind: CandidateKind::Host, address: base.address };
-        let mut candidates: Vec<LocalCandidate> = bases.iter().map(host).collect();
+        let mut candidates: Vec<LocalCandidate> = self.all_bases().iter().map(host).collect();
         for address in self.fixed.iter().chain(&self.mapped) {
             let of = bases.iter().find(|base| base.address.is_ipv4() == address.is_ipv4());
             candidates.extend(of.map(|base| LocalCandidate {
@@ -366,6 +423,7 @@ impl Ways {
             told: None,
             admitted: BTreeMap::new(),
             relay_ports: BTreeMap::new(),
+            quic: PeerQuic::default(),
             held: VecDeque::new(),
             held_tried: None,
             adopted_until: self.adopted.remove(&id),
@@ -395,6 +453,8 @@ impl Ways {
         if peer.told.is_some() {
             self.effects.push_back(Effect::Use { peer: id, primary: None, also: None });
         }
+        self.effects.push_back(Effect::CloseQuic { peer: id });
+        self.tell_quic_peers();
         let relays: Vec<RelayId> = self.relays.all().map(|(relay, _)| relay.number).collect();
         for relay in relays {
             self.relays.unbind(now, relay, id);
@@ -405,7 +465,7 @@ impl Ways {
     /// All relays of the network map.
     pub fn set_relays(&mut self, now: Instant, relays: &[pb::Relay]) {
         self.relays.set(now, relays.iter().filter_map(Description::check).collect());
-        self.survey.set(now, self.bases(), self.relays.servers());
+        self.survey.set(now, self.all_bases(), self.relays.servers());
         self.settle(now);
     }
 

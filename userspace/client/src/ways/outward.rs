@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use ghostwire_path::{CarrierFailure, Check, Framing, InUse, Input, Output, RelayId, Route, Transaction};
+use ghostwire_path::{Check, Framing, InUse, Input, Output, RelayId, Route, Socket, Transaction};
 
 use super::relays::{News, Task};
 use super::{ASKED_FOR, Effect, HELD_FOR, Hop, MOST_HELD, Ways, checks, signal};
+use crate::pb;
 
 impl Ways {
     /// Gives a machine something and does what it says, until it says no more.
@@ -27,7 +28,7 @@ impl Ways {
             Output::SendCheck(check) => self.send_check(now, id, &check),
             Output::Answer { route, framing, transaction } => self.answer(id, route, framing, transaction),
             Output::Signal(signal) => {
-                let wire = signal::to_wire(&signal);
+                let wire = pb::Signal { quic_key: self.own_quic_key(), ..signal::to_wire(&signal) };
                 if let Some(peer) = self.peers.get_mut(&id) {
                     peer.signal = Some(wire.clone());
                 }
@@ -35,12 +36,13 @@ impl Ways {
             }
             Output::Open(_, Route::RelayPort(relay)) => self.relays.bind(now, relay, id),
             Output::Open(_, Route::Derp(relay)) => self.relays.ride(relay, id),
-            // We name no base of a QUIC socket, so there is no such route.
-            Output::Open(_, route @ Route::Pair { .. }) => {
-                self.input(now, id, Input::CarrierDown(route, CarrierFailure::Unreachable));
-            }
+            Output::Open(_, route @ Route::Pair { .. }) => self.open_quic(now, id, route),
             Output::Close(_, Route::RelayPort(relay)) => self.relays.unbind(now, relay, id),
             Output::Close(_, Route::Derp(relay)) => self.relays.alight(relay, id),
+            Output::Close(_, route @ Route::Pair { .. }) => self.close_quic(id, route),
+            // A connection tells by key whom a packet is from, as a stream does.
+            Output::Admit(_, Route::Pair { base, .. }) | Output::Dismiss(_, Route::Pair { base, .. })
+                if base.socket == Socket::Quic => {}
             Output::Admit(_, Route::Pair { remote, .. }) => self.admit(id, remote, false),
             Output::Admit(_, Route::RelayPort(relay)) => {
                 if let Some((_, remote)) = self.relays.port(relay, id) {
@@ -56,8 +58,7 @@ impl Ways {
             }
             // A stream tells by key whom a packet is from. And further ports are opened for birthday probing only,
             // which is off.
-            Output::Close(_, Route::Pair { .. })
-            | Output::Admit(_, Route::Derp(_))
+            Output::Admit(_, Route::Derp(_))
             | Output::Dismiss(_, Route::Derp(_))
             | Output::OpenAuxiliaryPorts { .. }
             | Output::CloseAuxiliaryPorts(_) => {}
@@ -99,6 +100,7 @@ impl Ways {
 
     fn hop(&self, id: u64, route: Route) -> Option<Hop> {
         match route {
+            Route::Pair { base, remote } if base.socket == Socket::Quic => Some(Hop::Quic { remote }),
             Route::Pair { base, remote } => Some(Hop::Wire { base, remote, relayed: false }),
             Route::RelayPort(relay) => {
                 let (base, remote) = self.relays.port(relay, id)?;
@@ -157,8 +159,10 @@ impl Ways {
     /// A packet of WireGuard for a peer whose packets take a carrier, or no way yet.
     pub fn outgoing(&mut self, now: Instant, id: u64, bytes: Vec<u8>) {
         if self.peers.contains_key(&id) {
-            self.input(now, id, Input::Sent);
-            self.settle(now);
+            if self.is_news(now, id) {
+                self.input(now, id, Input::Sent);
+                self.settle(now);
+            }
             self.pass_on(now, id, bytes);
         }
     }
@@ -167,7 +171,6 @@ impl Ways {
     fn pass_on(&mut self, now: Instant, id: u64, bytes: Vec<u8>) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let (primary, also) = peer.told.unwrap_or_default();
-        let key = peer.key;
         match (primary, also) {
             (None, _) => {
                 while peer.held.len() >= MOST_HELD {
@@ -176,10 +179,25 @@ impl Ways {
                 peer.held.push_back((now, bytes));
                 peer.held_tried = None;
             }
-            (Some(Hop::Stream(relay)), _) | (_, Some(Hop::Stream(relay))) => {
-                self.effects.push_back(Effect::Stream { relay, to: key, bytes });
+            // The kernel sends by the wire, and shows us what is for a carrier: once, also where that is two.
+            (Some(first), Some(second)) if first.is_carrier() && second.is_carrier() => {
+                self.carry(id, first, bytes.clone());
+                self.carry(id, second, bytes);
             }
-            (Some(Hop::Wire { base, remote, .. }), _) => self.send(base, remote, bytes),
+            (_, Some(hop)) if hop.is_carrier() => self.carry(id, hop, bytes),
+            (Some(hop), _) => self.carry(id, hop, bytes),
+        }
+    }
+
+    fn carry(&mut self, id: u64, hop: Hop, bytes: Vec<u8>) {
+        match hop {
+            Hop::Wire { base, remote, .. } => self.send(base, remote, bytes),
+            Hop::Quic { .. } => self.effects.push_back(Effect::Quic { peer: id, bytes }),
+            Hop::Stream(relay) => {
+                if let Some(to) = self.peers.get(&id).map(|peer| peer.key) {
+                    self.effects.push_back(Effect::Stream { relay, to, bytes });
+                }
+            }
         }
     }
 
@@ -196,24 +214,26 @@ impl Ways {
         self.asked.insert(check.transaction.0, (id, now));
         self.asked_order.push_back((now, check.transaction.0));
         debug_assert!(ASKED_FOR > HELD_FOR);
-        self.transmit(id, check.route, bytes);
+        self.transmit(id, check.route, check.framing, bytes);
     }
 
     fn answer(&mut self, id: u64, route: Route, framing: Framing, transaction: Transaction) {
         let Some(peer) = self.peers.get(&id) else { return };
         let own = peer.machine.credentials();
         if let Ok(bytes) = checks::answer(framing, transaction, own, route.remote()) {
-            self.transmit(id, route, bytes);
+            self.transmit(id, route, framing, bytes);
         }
     }
 
-    fn transmit(&mut self, id: u64, route: Route, bytes: Vec<u8>) {
-        let Some(to) = self.peers.get(&id).map(|peer| peer.key) else { return };
-        match self.hop(id, route) {
-            Some(Hop::Wire { base, remote, .. }) => self.send(base, remote, bytes),
-            Some(Hop::Stream(relay)) => self.effects.push_back(Effect::Stream { relay, to, bytes }),
+    fn transmit(&mut self, id: u64, route: Route, framing: Framing, bytes: Vec<u8>) {
+        match (route, self.hop(id, route)) {
+            // Outside of the connection: whether UDP passes between the two sockets.
+            (Route::Pair { base, remote }, Some(Hop::Quic { .. })) if framing == Framing::Stun => {
+                self.send(base, remote, bytes);
+            }
+            (_, Some(hop)) => self.carry(id, hop, bytes),
             // Not bound any more: the check is lost, like any other.
-            None => {}
+            (_, None) => {}
         }
     }
 

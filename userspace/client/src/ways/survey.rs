@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use ghostwire_path::{Base, Mapping, NatReport, Reach, RelayId, Transaction};
+use ghostwire_path::{Base, Mapping, NatReport, Reach, RelayId, Socket, Transaction};
 use ghostwire_relay_protocol::stun::Message;
 use rand::RngExt;
 
@@ -293,7 +293,9 @@ impl Survey {
     /// How a relay answers.
     pub fn reach(&self, relay: RelayId) -> Reach {
         let of = |server: &SocketAddr| self.servers.iter().any(|(known, at)| *known == relay && at == server);
-        let answers = self.seen.iter().filter(|((_, server), _)| of(server));
+        // Its ports are reached from WireGuard's.
+        let answers =
+            self.seen.iter().filter(|((base, server), _)| of(server) && base.socket == Socket::WireGuard);
         if let Some(latency) = answers.filter_map(|(_, seen)| seen.latency).min() {
             return Reach::Answers(latency);
         }
@@ -312,7 +314,7 @@ impl Survey {
 
 #[cfg(test)]
 mod tests {
-    use ghostwire_path::{Socket, UplinkId};
+    use ghostwire_path::UplinkId;
     use ghostwire_relay_protocol::stun::{Class, Kind, Method, TransactionId, Writer};
     use rand::SeedableRng as _;
     use rand::rngs::StdRng;

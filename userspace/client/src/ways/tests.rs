@@ -10,6 +10,7 @@ use ghostwire_proto::keys::NodeKey;
 use super::*;
 
 const PORT: u16 = 51_820;
+const QUIC_PORT: u16 = 443;
 
 struct Node {
     id: u64,
@@ -20,12 +21,16 @@ struct Node {
     admitted: Vec<SocketAddr>,
     /// Packets of the peer that reached this node's WireGuard, and how.
     got: Vec<(Vec<u8>, &'static str)>,
+    /// It has a connection.
+    connected: bool,
+    calls: u32,
 }
 
 /// What the network lets through.
 #[derive(Clone, Copy)]
 struct Weather {
     direct: bool,
+    quic: bool,
     streams: bool,
     signals: bool,
 }
@@ -59,6 +64,7 @@ impl World {
         let node = |number: u8| {
             let address: IpAddr = format!("192.0.2.{number}").parse().unwrap();
             let mut ways = Ways::new(now, key(number), [number; 32]);
+            ways.set_quic(Some(OwnQuic { key: PublicKey([number; 32]), port: QUIC_PORT }));
             let uplinks = vec![Uplink { index: 2, addresses: vec![address] }];
             ways.set_network(now, uplinks, PORT, Vec::new(), None);
             ways.set_relays(now, &[relay()]);
@@ -73,6 +79,8 @@ impl World {
                 told: None,
                 admitted: Vec::new(),
                 got: Vec::new(),
+                connected: false,
+                calls: 0,
             }
         };
         Self { now, nodes: [node(1), node(2)], weather }
@@ -99,11 +107,31 @@ impl World {
         let (from, key, address) = (self.nodes[at].id, self.nodes[at].key, self.nodes[at].address);
         let other = &mut self.nodes[1 - at];
         match effect {
+            Effect::Send { base, remote, bytes } if base.socket == Socket::Quic => {
+                let (source, target) = (SocketAddr::new(address, QUIC_PORT), other.address);
+                assert_eq!(base.address, source);
+                if self.weather.quic && remote == SocketAddr::new(target, QUIC_PORT) {
+                    other.ways.quic_stun(now, Some(target), source, &bytes);
+                }
+            }
+            Effect::Quic { bytes, .. } => {
+                if self.weather.quic && other.connected {
+                    other.ways.quic_message(now, from, bytes);
+                }
+            }
+            Effect::OpenQuic { peer, key, remote, .. } => self.connect(at, peer, key, remote),
+            Effect::CloseQuic { .. } => {
+                self.nodes[at].connected = false;
+                if std::mem::take(&mut self.nodes[1 - at].connected) {
+                    self.nodes[1 - at].ways.quic_down(now, from, ghostwire_path::CarrierFailure::Lost);
+                }
+            }
+            Effect::MoveQuic { .. } | Effect::QuicPeers(_) => {}
             Effect::Send { base, remote, bytes } => {
                 assert_eq!(base.address, SocketAddr::new(address, PORT));
                 let source = SocketAddr::new(address, PORT);
                 if self.weather.direct && remote == SocketAddr::new(other.address, PORT) {
-                    if bytes.first() == Some(&1) {
+                    if bytes.starts_with(&[1, 0, 0, 0]) {
                         let admitted = other.admitted.contains(&source);
                         other.got.extend(admitted.then_some((bytes, "wire")));
                     } else {
@@ -117,9 +145,10 @@ impl World {
                     other.ways.stream_packet(now, relay, key, bytes);
                 }
             }
-            Effect::Deliver { peer, bytes } => {
+            Effect::Deliver { peer, class, bytes } => {
                 assert_eq!(peer, 3 - from);
-                self.nodes[at].got.push((bytes, "stream"));
+                let how = if class == Class::Quic { "quic" } else { "stream" };
+                self.nodes[at].got.push((bytes, how));
             }
             Effect::Use { primary, also, .. } => self.nodes[at].told = Some((primary, also)),
             Effect::Admit { remote, .. } => self.nodes[at].admitted.push(remote),
@@ -140,6 +169,24 @@ impl World {
             }
             Effect::AskTokens(_) | Effect::CloseStream(_) => {}
         }
+    }
+
+    /// A node calls the other by QUIC.
+    fn connect(&mut self, at: usize, peer: u64, key: PublicKey, remote: SocketAddr) {
+        let (now, source) = (self.now, SocketAddr::new(self.nodes[at].address, QUIC_PORT));
+        let (from, target) = (self.nodes[at].id, self.nodes[1 - at].address);
+        assert_eq!(
+            (key, remote),
+            (PublicKey([3 - u8::try_from(from).unwrap(); 32]), SocketAddr::new(target, QUIC_PORT))
+        );
+        self.nodes[at].calls += 1;
+        if !self.weather.quic {
+            self.nodes[at].ways.quic_down(now, peer, ghostwire_path::CarrierFailure::Unreachable);
+            return;
+        }
+        self.nodes.iter_mut().for_each(|node| node.connected = true);
+        self.nodes[at].ways.quic_up(now, peer, true, None, remote);
+        self.nodes[1 - at].ways.quic_up(now, from, false, Some(target), source);
     }
 
     fn run(&mut self, time: Duration) {
@@ -169,7 +216,7 @@ impl World {
     }
 }
 
-const FAIR: Weather = Weather { direct: true, streams: true, signals: true };
+const FAIR: Weather = Weather { direct: true, quic: false, streams: true, signals: true };
 
 #[test]
 fn nothing_is_said_until_there_is_something_to_send() {
@@ -201,7 +248,7 @@ fn the_first_packet_is_kept_and_arrives_and_both_get_a_direct_path() {
 
 #[test]
 fn only_the_last_packets_are_kept_and_not_for_long() {
-    let mut world = World::new(Weather { direct: false, streams: false, signals: true });
+    let mut world = World::new(Weather { direct: false, streams: false, ..FAIR });
     for byte in 0..20 {
         world.send(byte);
     }
@@ -235,6 +282,84 @@ fn where_udp_does_not_pass_the_stream_carries_and_is_told_why() {
 }
 
 #[test]
+fn where_wireguard_does_not_pass_quic_carries_and_gives_way_again() {
+    let mut world = World::new(Weather { direct: false, quic: true, ..FAIR });
+    world.send(1);
+    world.run(Duration::from_secs(5));
+    for at in 0..2 {
+        assert_eq!(world.class(at), "quic");
+        let id = 3 - world.nodes[at].id;
+        let path = world.nodes[at].ways.summary(world.now, id).unwrap().path;
+        assert_eq!(path, format!("QUIC {}:{QUIC_PORT}", world.nodes[1 - at].address));
+        assert!(world.nodes[at].admitted.is_empty(), "the key of a connection is what lets in");
+    }
+    world.send(2);
+    assert!(world.nodes[1].got.contains(&(vec![1, 0, 0, 0, 2], "quic")));
+    assert_eq!(world.nodes.iter().map(|node| node.calls).sum::<u32>(), 1, "one side calls");
+    world.weather.direct = true;
+    world.nodes[0].ways.try_now(world.now, 2);
+    world.run(Duration::from_secs(5));
+    assert_eq!((world.class(0), world.class(1)), ("direct", "direct"));
+}
+
+#[test]
+fn connection_moves_with_the_callers_address() {
+    let mut world = World::new(Weather { direct: false, quic: true, ..FAIR });
+    world.send(1);
+    world.run(Duration::from_secs(5));
+    let caller = usize::from(world.nodes[1].calls > 0);
+    let other = world.nodes[1 - caller].id;
+    let address: IpAddr = "192.0.2.77".parse().unwrap();
+    world.nodes[caller].address = address;
+    let (now, id) = (world.now, world.nodes[caller].id);
+    let uplinks = vec![Uplink { index: 2, addresses: vec![address] }];
+    world.nodes[caller].ways.set_network(now, uplinks, PORT, Vec::new(), None);
+    let effects: Vec<Effect> = std::iter::from_fn(|| world.nodes[caller].ways.poll_effect()).collect();
+    assert!(
+        effects.iter().any(|effect| matches!(effect, Effect::MoveQuic { local, .. } if *local == address))
+    );
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::CloseQuic { .. })), "{effects:?}");
+    for effect in effects {
+        world.effect(caller, effect);
+    }
+    world.nodes[1 - caller].ways.quic_moved(now, id, SocketAddr::new(address, QUIC_PORT));
+    world.send(2);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.nodes[caller].ways.summary(world.now, other).unwrap().class, "quic");
+    assert_eq!(world.nodes.iter().map(|node| node.calls).sum::<u32>(), 1, "it is the same connection");
+}
+
+#[test]
+fn without_the_peers_key_nobody_is_called_and_another_key_ends_the_connection() {
+    let mut world = World::new(Weather { direct: false, quic: true, ..FAIR });
+    world.send(1);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.class(0), "quic");
+    let now = world.now;
+    let ways = &mut world.nodes[0].ways;
+    let told = |revision: u32, key: Vec<u8>| pb::Signal {
+        generation: u64::MAX,
+        revision,
+        quic_key: key,
+        ..pb::Signal::default()
+    };
+    ways.note_quic_key(now, 2, &told(2, vec![9; 32]));
+    let effects: Vec<Effect> = std::iter::from_fn(|| ways.poll_effect()).collect();
+    assert!(effects.contains(&Effect::QuicPeers(HashSet::from([PublicKey([9; 32])]))), "{effects:?}");
+    assert!(effects.contains(&Effect::CloseQuic { peer: 2 }));
+    assert_eq!((ways.quic_peer(PublicKey([2; 32])), ways.quic_peer(PublicKey([9; 32]))), (None, Some(2)));
+    // What is older, or no key at all, opens nothing.
+    ways.note_quic_key(now, 2, &told(1, vec![2; 32]));
+    assert_eq!(ways.quic_peer(PublicKey([2; 32])), None);
+    ways.note_quic_key(now, 2, &told(3, vec![2; 31]));
+    let base = ways.quic_bases()[0];
+    ways.open_quic(now, 2, ghostwire_path::Route::Pair { base, remote: "198.51.100.2:443".parse().unwrap() });
+    let opened =
+        std::iter::from_fn(|| ways.poll_effect()).any(|effect| matches!(effect, Effect::OpenQuic { .. }));
+    assert!(!opened);
+}
+
+#[test]
 fn operators_choose() {
     let mut world = World::new(FAIR);
     world.send(1);
@@ -257,7 +382,7 @@ fn what_was_adopted_stays_until_something_is_proven() {
     world.nodes[0].ways.set_peers(now, &BTreeMap::new());
     world.nodes[0].ways.adopt(now, 2);
     world.nodes[0].ways.set_peers(now, &peers);
-    world.weather = Weather { direct: false, streams: true, signals: false };
+    world.weather = Weather { direct: false, signals: false, ..FAIR };
     world.nodes[0].ways.traffic(now, 2, true, false);
     world.run(Duration::from_secs(1));
     assert_eq!(world.nodes[0].told, None, "hope must not replace what works");

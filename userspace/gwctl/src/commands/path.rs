@@ -31,6 +31,7 @@ fn network(output: &Output, found: &NetcheckResponse) -> String {
             .add("NAT", nat(&found.nat))
             .add("IPv4", family(found.ipv4))
             .add("IPv6", family(found.ipv6))
+            .add("QUIC", quic(found.quic_port))
             .add("addresses", found.local.join("  "))
             .add("seen as", seen_as(found))
             .add("port mapping", if found.port_mapping.is_empty() { "none" } else { &found.port_mapping });
@@ -41,6 +42,10 @@ fn network(output: &Output, found: &NetcheckResponse) -> String {
     parts.push(lines.collect::<Vec<_>>().join("\n"));
     parts.retain(|part| !part.is_empty());
     parts.join("\n\n")
+}
+
+fn quic(port: u32) -> String {
+    if port == 0 { "off".to_owned() } else { format!("port {port}") }
 }
 
 fn nat(word: &str) -> String {
@@ -159,6 +164,7 @@ pub(super) async fn path(context: &Context, args: &PathArgs) -> Outcome {
     let mut daemon = connect::daemon(&context.global.socket).await?;
     let word = |kind: PathKind| match kind {
         PathKind::Direct => "direct",
+        PathKind::Quic => "quic",
         PathKind::RelayUdp => "relay-udp",
         PathKind::RelayTls => "relay-tls",
         PathKind::Any => "",

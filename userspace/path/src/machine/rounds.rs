@@ -200,11 +200,15 @@ impl PathMachine {
     // QUIC
 
     fn wants_quic(&self, now: Instant) -> bool {
-        let called_for = match self.steer {
+        self.is_quic_called_for() || !self.has_good(Class::Direct, now)
+    }
+
+    /// An operator asks for it here; the peer may know nothing of that.
+    fn is_quic_called_for(&self) -> bool {
+        match self.steer {
             Steer::Automatic => false,
             Steer::Prefer(filter) | Steer::Pin(filter) => filter.class == Some(Class::Quic),
-        };
-        called_for || !self.has_good(Class::Direct, now)
+        }
     }
 
     /// A path of this class works and is not suspected of failing soon.
@@ -247,7 +251,8 @@ impl PathMachine {
         self.connect_quic(now);
     }
 
-    /// Of the QUIC pairs through which UDP passes, the controlling side connects one; the other side waits.
+    /// Of the QUIC pairs through which UDP passes, the controlling side connects one; the other side waits, unless an operator
+    /// wants QUIC here.
     fn connect_quic(&mut self, now: Instant) {
         let has_one = self.paths.iter().any(|path| {
             path.class() == Class::Quic && (path.open || matches!(path.phase, Phase::Opening { .. }))
@@ -266,7 +271,8 @@ impl PathMachine {
             }
         }
         let Some((_, id)) = best else { return };
-        if has_one || !self.controlling || !self.wants_quic(now) {
+        let calls = self.controlling || self.is_quic_called_for();
+        if has_one || !calls || !self.wants_quic(now) {
             return;
         }
         let Some(path) = self.path_mut(id) else { return };

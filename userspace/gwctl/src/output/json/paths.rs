@@ -33,6 +33,8 @@ pub struct Netcheck {
     pub mapped: Vec<Mapped>,
     /// Our address outside, if the router forwards a port.
     pub port_mapping: Option<String>,
+    /// UDP port of QUIC, unless that is off.
+    pub quic_port: Option<u32>,
     /// The relays.
     pub relays: Vec<Relay>,
     /// What that means, in words.
@@ -101,6 +103,7 @@ impl From<&local::NetcheckResponse> for Netcheck {
             local: found.local.clone(),
             mapped: mapped.collect(),
             port_mapping: said(&found.port_mapping),
+            quic_port: (found.quic_port != 0).then_some(found.quic_port),
             relays: relays.collect(),
             meaning: found.meaning.clone(),
         }
