@@ -57,14 +57,11 @@ impl Ways {
     /// A packet of a relay's stream.
     pub fn stream_packet(&mut self, now: Instant, relay: RelayId, from: NodeKey, bytes: Vec<u8>) {
         let Some(peer) = self.keys.get(&from).copied() else { return };
-        match undress(&bytes) {
-            Some((framing, message)) => {
-                self.message(now, Route::Derp(relay), Some(peer), framing, &message);
-            }
-            None => {
-                let class = ghostwire_path::Class::Derp;
-                self.effects.push_back(Effect::Deliver { peer, class, bytes });
-            }
+        if let Some((framing, message)) = undress(&bytes) {
+            self.message(now, Route::Derp(relay), Some(peer), framing, &message);
+        } else {
+            let class = ghostwire_path::Class::Derp;
+            self.effects.push_back(Effect::Deliver { peer, class, bytes });
         }
         self.settle(now);
     }

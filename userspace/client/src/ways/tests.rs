@@ -126,7 +126,6 @@ impl World {
                     self.nodes[1 - at].ways.quic_down(now, from, ghostwire_path::CarrierFailure::Lost);
                 }
             }
-            Effect::MoveQuic { .. } | Effect::QuicPeers(_) => {}
             Effect::Send { base, remote, bytes } => {
                 assert_eq!(base.address, SocketAddr::new(address, PORT));
                 let source = SocketAddr::new(address, PORT);
@@ -167,7 +166,10 @@ impl World {
                 };
                 self.nodes[at].ways.on_stream(now, description.number, opened);
             }
-            Effect::AskTokens(_) | Effect::CloseStream(_) => {}
+            Effect::MoveQuic { .. }
+            | Effect::QuicPeers(_)
+            | Effect::AskTokens(_)
+            | Effect::CloseStream(_) => {}
         }
     }
 

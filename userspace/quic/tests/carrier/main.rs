@@ -182,11 +182,9 @@ fn connection_outlives_a_change_of_the_callers_address() -> Result<()> {
         }
         at_b.send(b"answer");
         at_b.flush();
-        loop {
-            match pair.runtime.block_on(pair.a.event())? {
-                Event::Messages(..) => return Ok(()),
-                other => bail!("{other:?}"),
-            }
+        match pair.runtime.block_on(pair.a.event())? {
+            Event::Messages(..) => Ok(()),
+            other => bail!("{other:?}"),
         }
     };
     exchange(&mut pair, &mut at_b)?;
