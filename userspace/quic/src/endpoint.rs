@@ -221,6 +221,10 @@ pub struct Link {
     is_early: bool,
     connection: Connection,
     packer: Packer,
+    /// The longest datagram, as it was after the last flush.
+    capacity: Option<usize>,
+    /// Datagrams that are full. quinn's lock, which its sending task holds for long, is taken for many at once.
+    full: Vec<Bytes>,
 }
 
 impl Link {
@@ -230,7 +234,16 @@ impl Link {
         connection: &Connection,
         (is_caller, is_early): (bool, bool),
     ) -> Self {
-        Self { number, peer, is_caller, is_early, connection: connection.clone(), packer: Packer::new() }
+        Self {
+            number,
+            peer,
+            is_caller,
+            is_early,
+            connection: connection.clone(),
+            packer: Packer::new(),
+            capacity: None,
+            full: Vec::new(),
+        }
     }
 
     /// Tells it from other connections of the endpoint.
@@ -270,15 +283,28 @@ impl Link {
 
     /// Sends a message, or keeps it until [`Self::flush`] for company. It may be lost.
     pub fn send(&mut self, message: &[u8]) {
-        let Some(capacity) = self.connection.max_datagram_size() else { return };
-        let connection = &self.connection;
-        self.packer.push(message, capacity, |datagram| send(connection, datagram));
+        let capacity = self.capacity.or_else(|| self.connection.max_datagram_size());
+        self.capacity = capacity;
+        let Some(capacity) = capacity else { return };
+        let full = &mut self.full;
+        self.packer.push(message, capacity, |datagram| full.push(datagram));
+        if self.full.len() >= MOST_TOGETHER {
+            self.send_full();
+        }
     }
 
     /// Nothing more comes at once.
     pub fn flush(&mut self) {
-        let connection = &self.connection;
-        self.packer.flush(|datagram| send(connection, datagram));
+        let full = &mut self.full;
+        self.packer.flush(|datagram| full.push(datagram));
+        self.send_full();
+    }
+
+    fn send_full(&mut self) {
+        for datagram in self.full.drain(..) {
+            send(&self.connection, datagram);
+        }
+        self.capacity = None;
     }
 }
 
