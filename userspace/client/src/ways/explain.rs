@@ -32,7 +32,7 @@ impl Ways {
     pub fn summary(&self, now: Instant, id: u64) -> Option<Summary> {
         let peer = self.peers.get(&id)?;
         let why = peer.machine.why(now);
-        let hop = peer.told.and_then(|(primary, _)| primary);
+        let hop = peer.told.and_then(|(primary, _)| primary).or(peer.hope);
         let primary = why.paths.iter().find(|path| Some(path.id) == why.primary);
         let (path, class) = match hop {
             None if why.state == State::Asleep => ("idle".to_owned(), "none"),

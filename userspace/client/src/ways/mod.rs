@@ -215,6 +215,9 @@ struct Peer {
     in_use: InUse,
     /// What the edge was told last.
     told: Option<(Option<Hop>, Option<Hop>)>,
+    /// A way that has not proven itself, while there is no other: the kernel is not told of it, so that WireGuard's
+    /// packets still come to us, go there, and are kept.
+    hope: Option<Hop>,
     /// Remotes that are admitted, with the number of routes that lead there.
     admitted: BTreeMap<SocketAddr, u32>,
     /// What each admitted relay route leads to.
@@ -421,6 +424,7 @@ impl Ways {
             machine,
             in_use: InUse::default(),
             told: None,
+            hope: None,
             admitted: BTreeMap::new(),
             relay_ports: BTreeMap::new(),
             quic: PeerQuic::default(),

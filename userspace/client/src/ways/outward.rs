@@ -17,7 +17,7 @@ impl Ways {
         while let Some(output) = self.peers.get_mut(&id).and_then(|peer| peer.machine.poll_output()) {
             self.output(now, id, output);
         }
-        if self.peers.get(&id).is_some_and(|peer| peer.adopted_until.is_some()) {
+        if self.peers.get(&id).is_some_and(|peer| peer.adopted_until.is_some() || peer.hope.is_some()) {
             self.tell_use(now, id);
         }
         self.pass_on_held(now, id);
@@ -120,7 +120,8 @@ impl Ways {
     pub(super) fn tell_use(&mut self, now: Instant, id: u64) {
         let Some(peer) = self.peers.get(&id) else { return };
         let hops = self.hops(id, peer.in_use);
-        if peer.told == Some(hops) || (peer.told.is_none() && hops.0.is_none()) {
+        let same = peer.told == Some(hops) || (peer.told.is_none() && hops.0.is_none());
+        if same && peer.hope.is_none() {
             return;
         }
         // A path that carried traffic a moment ago is worth more than one that nobody has tried.
@@ -128,31 +129,36 @@ impl Ways {
         if adopted && !peer.machine.is_proven() {
             return;
         }
-        let (primary, also) = hops;
-        self.effects.push_back(Effect::Use { peer: id, primary, also });
+        let proven = peer.machine.is_proven();
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        peer.told = Some(hops);
-        peer.adopted_until = None;
+        let has_way = peer.told.is_some_and(|(primary, _)| primary.is_some());
+        let (primary, also) = hops;
+        peer.hope = primary.filter(|_| !proven && !has_way);
+        if peer.hope.is_none() {
+            peer.told = Some(hops);
+            peer.adopted_until = None;
+            self.effects.push_back(Effect::Use { peer: id, primary, also });
+        }
         self.pass_on_held(now, id);
     }
 
-    /// What was kept goes by the first way there is, and again by the first that is proven: a relay's port may lead
-    /// nowhere until the peer has bound too, and WireGuard takes no packet twice.
+    /// What was kept goes by every way there is hope for, and again by the first that is proven: a relay's port or stream
+    /// may lead nowhere until the peer is there too, and WireGuard takes no packet twice.
     fn pass_on_held(&mut self, now: Instant, id: u64) {
         let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.held.is_empty()) else { return };
-        let Some((Some(hop), _)) = peer.told else { return };
-        let proven = peer.machine.is_proven();
-        if !proven && peer.held_tried == Some(hop) {
+        let told = peer.told.and_then(|(primary, _)| primary);
+        let Some(hop) = told.or(peer.hope) else { return };
+        if told.is_none() && peer.held_tried == Some(hop) {
             return;
         }
-        peer.held_tried = (!proven).then_some(hop);
+        peer.held_tried = told.is_none().then_some(hop);
         let held: Vec<Vec<u8>> =
             peer.held.iter().filter(|(at, _)| now < *at + HELD_FOR).map(|(_, bytes)| bytes.clone()).collect();
-        if proven {
+        if told.is_some() {
             peer.held.clear();
         }
         for bytes in held {
-            self.pass_on(now, id, bytes);
+            self.carry(id, hop, bytes);
         }
     }
 
@@ -176,8 +182,11 @@ impl Ways {
                 while peer.held.len() >= MOST_HELD {
                     peer.held.pop_front();
                 }
-                peer.held.push_back((now, bytes));
-                peer.held_tried = None;
+                peer.held.push_back((now, bytes.clone()));
+                match peer.hope {
+                    Some(hop) => self.carry(id, hop, bytes),
+                    None => peer.held_tried = None,
+                }
             }
             // The kernel sends by the wire, and shows us what is for a carrier: once, also where that is two.
             (Some(first), Some(second)) if first.is_carrier() && second.is_carrier() => {
