@@ -16,6 +16,9 @@ use serde_json::Value;
 use crate::narrator::Narrator;
 use crate::story::{TLS, WEB, iperf3};
 
+/// First bytes of WireGuard's four kinds of messages.
+const WIREGUARD: &str = "{ 0x01000000, 0x02000000, 0x03000000, 0x04000000 }";
+
 /// Tells it. The relay ends with it.
 pub(crate) fn tell(narrator: &mut Narrator, mesh: &mut Mesh) -> Result<()> {
     let relay = relay(narrator, mesh)?;
@@ -108,6 +111,12 @@ fn obstacles(narrator: &mut Narrator, mesh: &Mesh) -> Result<()> {
     let there = outside(branch)?;
     let both = |what: &str| format!("ip daddr {there} {what} drop\nip saddr {there} {what} drop");
     for (what, rules, class, way_called) in [
+        (
+            "packets that look like WireGuard, on the way between the two",
+            both(&format!("meta l4proto udp @th,64,32 {WIREGUARD}")),
+            "quic",
+            "QUIC",
+        ),
         ("all UDP between the two", both("meta l4proto udp"), "relay-udp", "the relay's UDP port"),
         ("all UDP", "meta l4proto udp drop".to_owned(), "relay-tls", "the relay's TLS stream (DERP)"),
         ("nothing any more", String::new(), "direct", "the direct path"),
