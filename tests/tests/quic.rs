@@ -87,7 +87,7 @@ fn where_wireguard_is_dropped_traffic_takes_quic() -> Result<()> {
         let reply = json(reply.lines().next().context("a reply")?)?;
         ensure!(text(&reply, "path_class")? == "quic", "{reply}");
         let netcheck = json(&a.gwctl(&["--json", "netcheck"])?)?;
-        ensure!(netcheck.get("quic_port").and_then(Value::as_u64) == Some(443), "{netcheck}");
+        ensure!(netcheck.get("quic_port").and_then(Value::as_u64) == Some(51_821), "{netcheck}");
         Ok(())
     };
     check().with_context(|| logs(&mesh))

@@ -71,7 +71,8 @@ struct RunArgs {
     /// Ask routers (PCP, NAT-PMP) to forward a port to this machine
     #[arg(long, default_value = "auto", value_name = "auto|off")]
     port_mapping: PortMapping,
-    /// UDP port of QUIC, for networks that WireGuard does not pass; auto: 443 if it is free, else any
+    /// UDP port of QUIC, for networks that WireGuard does not pass; auto: 51821 if it is free, else any. 443 passes most
+    /// networks, if no web server of this machine needs it
     #[arg(long, default_value = "auto", value_name = "PORT|auto|off")]
     quic_port: QuicPort,
     /// How to log to standard error; what, is said by RUST_LOG (default: info)

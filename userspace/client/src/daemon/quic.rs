@@ -13,13 +13,14 @@ use ghostwire_quic::{Endpoint, Event, Failure, Identity, Inbox, Link, PublicKey,
 use crate::ways::Ways;
 use crate::ways::quic::OwnQuic;
 
-/// The port of HTTP/3: what lets any QUIC pass lets this pass.
-const USUAL: u16 = 443;
+/// Above WireGuard's. Not 443, though a few networks let only that pass: it belongs to the machine's own web servers, which
+/// could not start any more.
+const USUAL: u16 = 51_821;
 
 /// The UDP port of QUIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QuicPort {
-    /// 443 if it is free, else any.
+    /// 51821 if it is free, else any.
     #[default]
     Auto,
     /// This one.

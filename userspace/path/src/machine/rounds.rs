@@ -13,8 +13,8 @@ use crate::io::{Output, Steer};
 use crate::path::{Failure, Path, Phase, doubled};
 use crate::route::{Class, PathId, Route};
 use crate::timing::{
-    HEAD_START, LINGER, MAX_SPARES, NOWHERE_MOST, RELAY_PATIENCE, RELAY_RETRY_MOST, RETRY_FIRST, RETRY_MOST,
-    REVIEW, ROUND_GAP,
+    HEAD_START, HEALTH, LINGER, MAX_SPARES, NOWHERE_MOST, RELAY_PATIENCE, RELAY_RETRY_MOST, RETRY_FIRST,
+    RETRY_MOST, REVIEW, ROUND_GAP,
 };
 
 /// Why a round begins.
@@ -426,10 +426,26 @@ impl PathMachine {
 
     /// Gives up what has waited too long.
     pub(super) fn expire(&mut self, now: Instant) {
+        if let Some(path) = self.path_of_mute_peer(now).and_then(|id| self.path_mut(id)) {
+            path.grace = Some(now + HEALTH);
+        }
         let expired = |path: &Path| path.expired(self.role_interval(path), now).map(|why| (path.id, why));
         let lost: Vec<(PathId, Failure)> = self.paths.iter().filter_map(expired).collect();
         for (id, why) in lost {
             self.fail_path(now, id, why);
         }
+    }
+
+    /// The path in use, if it would be given up now although the peer's packets keep coming and no other way has answered
+    /// since it was asked in vain: the peer's daemon is away, and its kernel goes on with what it has. Whatever
+    /// needs its daemon (streams, QUIC) would lead nowhere. That its packets are authentic is its consent.
+    fn path_of_mute_peer(&self, now: Instant) -> Option<PathId> {
+        let received = self.activity.last_received.is_some_and(|at| now < at + HEALTH);
+        let path = self.path(self.chosen.primary?).filter(|_| received)?;
+        let asked = path.last_proof? + HEALTH;
+        let answers = |other: &Path| other.id != path.id && other.last_proof.is_some_and(|at| at >= asked);
+        let carried_by_kernel = matches!(path.class(), Class::Direct | Class::RelayPort);
+        let due = path.expired(self.role_interval(path), now).is_some();
+        (due && path.is_proven() && carried_by_kernel && !self.paths.iter().any(answers)).then_some(path.id)
     }
 }
