@@ -92,7 +92,9 @@ impl Signals {
         let queue = boxes.queues.entry(to).or_default();
         queue.insert(number);
         let excess = queue.first().copied().filter(|_| queue.len() > self.limits.per_receiver);
-        excess.into_iter().for_each(|oldest| boxes.remove(oldest));
+        if let Some(oldest) = excess {
+            boxes.remove(oldest);
+        }
         while boxes.bytes > self.limits.bytes {
             let Some((&oldest, _)) = boxes.kept.first_key_value() else { break };
             boxes.remove(oldest);

@@ -151,12 +151,12 @@ async fn the_latest_of_each_peer_waits_for_who_is_away() {
 
 #[tokio::test]
 async fn a_flood_of_signals_arrives_as_the_latest_and_costs_nobody_the_stream() {
+    const LAST: u32 = 1_500;
     let server = Server::start();
     let mut admin = server.admin().await;
     let join_key = admin.reusable("alice@example.com").await;
     let mut one = Machine::new("one").join(&join_key).await;
     let mut two = Machine::new("two").join(&join_key).await;
-    const LAST: u32 = 1_500;
     for revision in 1..=LAST {
         one.signal(id(&two), revision);
     }

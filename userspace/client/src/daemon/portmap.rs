@@ -104,9 +104,10 @@ impl Daemon {
 
     pub(super) fn on_port_mapped(&mut self, place: Place, mapped: Option<SocketAddr>) {
         let Some(asking) = self.port_mapping.as_mut().filter(|asking| asking.place == place) else { return };
-        match mapped {
-            Some(outside) => tracing::info!(%outside, router = %place.gateway, "the router forwards a port"),
-            None => tracing::warn!(router = %place.gateway, "the router forwards our port no more"),
+        if let Some(outside) = mapped {
+            tracing::info!(%outside, router = %place.gateway, "the router forwards a port");
+        } else {
+            tracing::warn!(router = %place.gateway, "the router forwards our port no more");
         }
         asking.mapped = mapped;
         self.steer_network(Instant::now());

@@ -313,8 +313,7 @@ impl Daemon {
 
 /// Which paths an operator means.
 fn filter(request: &local::SetPathRequest, ways: &ways::Ways) -> Result<Filter, RequestError> {
-    let mut filter = Filter::default();
-    filter.class = match request.class.as_str() {
+    let class = match request.class.as_str() {
         "" => None,
         "direct" => Some(Class::Direct),
         "quic" => Some(Class::Quic),
@@ -322,6 +321,7 @@ fn filter(request: &local::SetPathRequest, ways: &ways::Ways) -> Result<Filter, 
         "relay-tls" => Some(Class::Derp),
         other => return Err(RequestError::Invalid(format!("{other:?} is no kind of path"))),
     };
+    let mut filter = Filter { class, ..Filter::default() };
     if !request.remote.is_empty() {
         match (request.remote.parse::<SocketAddr>(), request.remote.parse::<IpAddr>()) {
             (Ok(remote), _) => filter.remote = Some(remote),

@@ -210,7 +210,9 @@ impl Steering {
             self.read_counters(now);
             let awake: Vec<PeerId> =
                 self.ways.awake().filter_map(|id| self.peers.get(&id).copied()).collect();
-            awake.into_iter().for_each(|peer| self.announce(now, peer));
+            for peer in awake {
+                self.announce(now, peer);
+            }
             self.poll_at = now + if self.ways.is_active() { POLL } else { POLL_QUIET };
         }
         if self.ways.poll_timeout().is_some_and(|at| at <= now) {
@@ -438,7 +440,7 @@ impl Steering {
         match self.steer.admit(remote, peer, class) {
             Ok(None) => {}
             Ok(Some(other)) => {
-                tracing::debug!(%remote, %peer, %other, "an address has moved to another peer")
+                tracing::debug!(%remote, %peer, %other, "an address has moved to another peer");
             }
             Err(error) => {
                 tracing::warn!(error = %PlaneError::of(&error), %peer, %remote, "cannot let packets in");

@@ -242,7 +242,7 @@ mod tests {
         map[15] = 0;
         mapper.on_answer(start, &map);
         assert!(mapper.mapped().is_some());
-        while mapper.poll_timeout() < start + Duration::from_secs(120) {
+        while mapper.poll_timeout() < start + Duration::from_mins(2) {
             let _ = asked(&mut mapper);
         }
         let _ = mapper.on_time(start + Duration::from_secs(121));

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Where routers listen, in both protocols.
 pub const SERVER_PORT: u16 = 5351;
 /// The life that is asked for: RFC 6886 section 3.3 recommends it.
-pub const LIFETIME: Duration = Duration::from_secs(7_200);
+pub const LIFETIME: Duration = Duration::from_hours(2);
 
 const PCP_VERSION: u8 = 2;
 const PCP_MAP: u8 = 1;
@@ -158,7 +158,7 @@ mod tests {
         map.extend(51820_u16.to_be_bytes());
         map.extend(4_000_u16.to_be_bytes());
         map.extend(60_u32.to_be_bytes());
-        let port = Response::Port { port: 4_000, lifetime: Duration::from_secs(60) };
+        let port = Response::Port { port: 4_000, lifetime: Duration::from_mins(1) };
         assert_eq!(read(&map, NONCE, 51820), Some(port));
         assert_eq!(read(&map, NONCE, 51821), None);
         assert_eq!(read(&[0, 0x81, 0, 1, 0, 0, 0, 0], NONCE, 51820), Some(Response::Version));

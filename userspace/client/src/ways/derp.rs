@@ -27,7 +27,7 @@ use super::relays::Description;
 /// Connecting, TLS and the handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The server says something every minute.
-const SILENCE: Duration = Duration::from_secs(120);
+const SILENCE: Duration = Duration::from_mins(2);
 /// Packets that may wait for the stream; more are lost, as on any full link.
 const QUEUE: usize = 256;
 /// Written together.

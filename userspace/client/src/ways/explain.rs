@@ -47,7 +47,7 @@ impl Ways {
             works: hop.is_some(),
             is_proven: proven || why.state == State::Asleep && hop.is_some(),
             latency: primary.and_then(|path| path.round_trip),
-            why: self.why_in_a_line(&why, peer.trouble.as_deref()),
+            why: Self::why_in_a_line(&why, peer.trouble.as_deref()),
         })
     }
 
@@ -71,7 +71,7 @@ impl Ways {
         }
     }
 
-    fn why_in_a_line(&self, why: &Why, trouble: Option<&str>) -> String {
+    fn why_in_a_line(why: &Why, trouble: Option<&str>) -> String {
         let mut parts = vec![match why.state {
             State::Asleep if why.primary.is_some() => {
                 "no traffic: packets would take the last path".to_owned()

@@ -150,7 +150,7 @@ pub struct Relays {
     secret: StaticSecret,
     rng: StdRng,
     bases: Vec<Base>,
-    relays: BTreeMap<RelayId, Relay>,
+    known: BTreeMap<RelayId, Relay>,
     /// Tokens to be asked for.
     wanted: BTreeSet<(RelayId, u64)>,
     ask_at: Option<Instant>,
@@ -164,7 +164,7 @@ pub struct Relays {
 
 impl std::fmt::Debug for Relays {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Relays").field("relays", &self.relays).finish_non_exhaustive()
+        f.debug_struct("Relays").field("known", &self.known).finish_non_exhaustive()
     }
 }
 
@@ -176,7 +176,7 @@ impl Relays {
             secret: StaticSecret::from(rng.random::<[u8; 32]>()),
             rng,
             bases: Vec::new(),
-            relays: BTreeMap::new(),
+            known: BTreeMap::new(),
             wanted: BTreeSet::new(),
             ask_at: None,
             asked: BTreeMap::new(),
@@ -195,7 +195,7 @@ impl Relays {
         let listed: BTreeMap<RelayId, Description> =
             descriptions.into_iter().take(MAX_RELAYS).map(|known| (known.number, known)).collect();
         let gone: Vec<RelayId> = self
-            .relays
+            .known
             .iter()
             .filter(|(id, relay)| {
                 // Another key or address is another relay; load and draining are not.
@@ -211,7 +211,7 @@ impl Relays {
         }
         for (id, description) in listed {
             let draining = description.draining;
-            let relay = self.relays.entry(id).or_insert_with(|| {
+            let relay = self.known.entry(id).or_insert_with(|| {
                 self.changed = true;
                 Relay::new(description)
             });
@@ -220,7 +220,7 @@ impl Relays {
     }
 
     fn drop_relay(&mut self, now: Instant, id: RelayId) {
-        let Some(mut relay) = self.relays.remove(&id) else { return };
+        let Some(mut relay) = self.known.remove(&id) else { return };
         self.changed = true;
         for peer in relay.ports.keys() {
             self.news.push_back(News::PortDown(id, *peer, CarrierFailure::Lost));
@@ -248,9 +248,9 @@ impl Relays {
         }
         self.bases = bases;
         let since_start = self.since_start(now);
-        let ids: Vec<RelayId> = self.relays.keys().copied().collect();
+        let ids: Vec<RelayId> = self.known.keys().copied().collect();
         for id in ids {
-            let Some(relay) = self.relays.get_mut(&id) else { continue };
+            let Some(relay) = self.known.get_mut(&id) else { continue };
             match relay.client.take() {
                 None => {}
                 Some((base, mut client)) => {
@@ -270,7 +270,7 @@ impl Relays {
 
     /// A new client for all that is wanted, as the old one cannot go on.
     fn restart(&mut self, now: Instant, id: RelayId) {
-        let Some(relay) = self.relays.get_mut(&id) else { return };
+        let Some(relay) = self.known.get_mut(&id) else { return };
         let peers: Vec<u64> = relay.ports.keys().copied().collect();
         for peer in &peers {
             if let Some(Some(_)) = relay.ports.insert(*peer, None) {
@@ -285,17 +285,17 @@ impl Relays {
     /// The relay that has this address, and the base that is used for it.
     pub fn at(&self, address: IpAddr) -> Option<RelayId> {
         let has = |relay: &&Relay| relay.description.addresses.contains(&address);
-        self.relays.values().find(has).map(|relay| relay.description.number)
+        self.known.values().find(has).map(|relay| relay.description.number)
     }
 
     /// What is known about a relay.
     pub fn description(&self, id: RelayId) -> Option<&Description> {
-        self.relays.get(&id).map(|relay| &relay.description)
+        self.known.get(&id).map(|relay| &relay.description)
     }
 
     /// All relays and what their streams are.
     pub fn all(&self) -> impl Iterator<Item = (&Description, Stream)> {
-        self.relays.values().map(|relay| (&relay.description, relay.stream))
+        self.known.values().map(|relay| (&relay.description, relay.stream))
     }
 
     /// All main ports, for questions.
@@ -304,19 +304,19 @@ impl Relays {
             let id = relay.description.number;
             relay.description.main_ports().map(move |port| (id, port)).collect::<Vec<_>>()
         };
-        self.relays.values().flat_map(of).collect()
+        self.known.values().flat_map(of).collect()
     }
 
     /// Where packets for the peer go, once its port is bound.
     pub fn port(&self, id: RelayId, peer: u64) -> Option<(Base, SocketAddr)> {
-        let relay = self.relays.get(&id)?;
+        let relay = self.known.get(&id)?;
         let at = (*relay.ports.get(&peer)?)?;
         Some((relay.client.as_ref()?.0, at))
     }
 
     /// The peer whose port this is.
     pub fn peer_at(&self, remote: SocketAddr) -> Option<(RelayId, u64)> {
-        let relay = self.relays.get(&self.at(remote.ip())?)?;
+        let relay = self.known.get(&self.at(remote.ip())?)?;
         let (peer, _) = relay.ports.iter().find(|(_, at)| **at == Some(remote))?;
         Some((relay.description.number, *peer))
     }
@@ -325,7 +325,7 @@ impl Relays {
     pub fn bind(&mut self, now: Instant, id: RelayId, peer: u64) {
         let since_start = self.since_start(now);
         let (secret, seed) = (self.secret.clone(), self.rng.random());
-        let Some(relay) = self.relays.get_mut(&id) else {
+        let Some(relay) = self.known.get_mut(&id) else {
             self.news.push_back(News::PortDown(id, peer, CarrierFailure::Unreachable));
             return;
         };
@@ -368,7 +368,7 @@ impl Relays {
     /// Wants the peer's port no more.
     pub fn unbind(&mut self, now: Instant, id: RelayId, peer: u64) {
         let since_start = self.since_start(now);
-        let Some(relay) = self.relays.get_mut(&id) else { return };
+        let Some(relay) = self.known.get_mut(&id) else { return };
         relay.ports.remove(&peer);
         if let Some((_, client)) = &mut relay.client {
             client.unbind(since_start, NodeId(peer));
@@ -380,7 +380,7 @@ impl Relays {
         self.wanted.remove(&(id, peer));
         self.asked.remove(&(id, peer));
         self.drive(now);
-        if let Some(relay) = self.relays.get_mut(&id).filter(|relay| relay.ports.is_empty()) {
+        if let Some(relay) = self.known.get_mut(&id).filter(|relay| relay.ports.is_empty()) {
             relay.client = None;
         }
     }
@@ -388,7 +388,7 @@ impl Relays {
     /// The relay has heard somebody whom it does not know at our port.
     pub fn rebind(&mut self, now: Instant, id: RelayId) {
         let since_start = self.since_start(now);
-        if let Some((_, client)) = self.relays.get_mut(&id).and_then(|relay| relay.client.as_mut()) {
+        if let Some((_, client)) = self.known.get_mut(&id).and_then(|relay| relay.client.as_mut()) {
             client.rebind(since_start);
         }
         self.drive(now);
@@ -397,7 +397,7 @@ impl Relays {
     /// A datagram from an address of the relay. False: it is not for its client.
     pub fn datagram(&mut self, now: Instant, id: RelayId, from: SocketAddr, bytes: &[u8]) -> bool {
         let since_start = self.since_start(now);
-        let client = self.relays.get_mut(&id).and_then(|relay| relay.client.as_mut());
+        let client = self.known.get_mut(&id).and_then(|relay| relay.client.as_mut());
         let taken = client.is_some_and(|(_, client)| client.handle_input(since_start, from, bytes));
         if taken {
             self.drive(now);
@@ -407,14 +407,14 @@ impl Relays {
 
     /// The base from which the relay's client sends.
     pub fn base(&self, id: RelayId) -> Option<Base> {
-        self.relays.get(&id)?.client.as_ref().map(|(base, _)| *base)
+        self.known.get(&id)?.client.as_ref().map(|(base, _)| *base)
     }
 
     // Streams
 
     /// A path to the peer needs the relay's stream.
     pub fn ride(&mut self, id: RelayId, peer: u64) {
-        let Some(relay) = self.relays.get_mut(&id).filter(|relay| relay.description.derp_port != 0) else {
+        let Some(relay) = self.known.get_mut(&id).filter(|relay| relay.description.derp_port != 0) else {
             self.news.push_back(News::StreamDown(id, CarrierFailure::Unreachable));
             return;
         };
@@ -431,7 +431,7 @@ impl Relays {
 
     /// The peer's path does not need it any more. An open stream stays: peers reach us by it while we sleep.
     pub fn alight(&mut self, id: RelayId, peer: u64) {
-        if let Some(relay) = self.relays.get_mut(&id) {
+        if let Some(relay) = self.known.get_mut(&id) {
             relay.riders.remove(&peer);
             if relay.riders.is_empty() && relay.stream == Stream::Opening {
                 relay.stream = Stream::Closed;
@@ -442,12 +442,12 @@ impl Relays {
 
     /// Who rides the stream.
     pub fn riders(&self, id: RelayId) -> Vec<u64> {
-        self.relays.get(&id).map(|relay| relay.riders.iter().copied().collect()).unwrap_or_default()
+        self.known.get(&id).map(|relay| relay.riders.iter().copied().collect()).unwrap_or_default()
     }
 
     /// The stream was opened, which took so long, or was not, or broke.
     pub fn on_stream(&mut self, id: RelayId, opened: Result<Duration, CarrierFailure>) {
-        let Some(relay) = self.relays.get_mut(&id) else { return };
+        let Some(relay) = self.known.get_mut(&id) else { return };
         if relay.stream == Stream::Closed {
             return;
         }
@@ -483,7 +483,7 @@ impl Relays {
         for wire in &message.tokens {
             let id = RelayId(wire.relay);
             let (Some(relay), Ok(bytes)) =
-                (self.relays.get_mut(&id), <[u8; TOKEN_LEN]>::try_from(wire.token.as_slice()))
+                (self.known.get_mut(&id), <[u8; TOKEN_LEN]>::try_from(wire.token.as_slice()))
             else {
                 continue;
             };
@@ -525,10 +525,10 @@ impl Relays {
 
     /// When to call [`Self::on_time`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let clients = self.relays.values().filter_map(|relay| relay.client.as_ref());
+        let clients = self.known.values().filter_map(|relay| relay.client.as_ref());
         let clients = clients.filter_map(|(_, client)| client.poll_timeout()).map(|at| self.start + at);
         let again = self.asked.values().map(|asked| *asked + ASK_AGAIN);
-        let renewals = self.relays.values().filter(|relay| relay.client.is_some());
+        let renewals = self.known.values().filter(|relay| relay.client.is_some());
         let renewals = renewals.flat_map(|relay| relay.tokens.values().map(|token| token.renew));
         self.ask_at.into_iter().chain(clients).chain(again).chain(renewals).min()
     }
@@ -545,12 +545,12 @@ impl Relays {
         for (id, peer) in late {
             self.asked.remove(&(id, peer));
             // What nobody waits for any more is not asked for again.
-            if self.relays.get(&id).is_some_and(|relay| peer == 0 || relay.ports.contains_key(&peer)) {
+            if self.known.get(&id).is_some_and(|relay| peer == 0 || relay.ports.contains_key(&peer)) {
                 self.want_token(now, id, peer);
             }
         }
         let mut renew = Vec::new();
-        for (id, relay) in self.relays.iter_mut().filter(|(_, relay)| relay.client.is_some()) {
+        for (id, relay) in self.known.iter_mut().filter(|(_, relay)| relay.client.is_some()) {
             for (peer, token) in &mut relay.tokens {
                 if token.renew <= now {
                     token.renew = now + Duration::from_mins(1);
@@ -575,7 +575,7 @@ impl Relays {
     /// Takes what the clients have to say.
     fn drive(&mut self, now: Instant) {
         let mut needed = Vec::new();
-        for (id, relay) in &mut self.relays {
+        for (id, relay) in &mut self.known {
             let Some((base, client)) = &mut relay.client else { continue };
             while let Some(transmit) = client.poll_transmit() {
                 self.tasks.push_back(Task::Send(*base, transmit.to, transmit.bytes));
@@ -625,7 +625,7 @@ impl Relays {
     /// The relays that paths may use, if that has changed notably since it was asked last.
     pub fn offers(&mut self, survey: &Survey) -> Option<Vec<RelayOffer>> {
         let mut changed = std::mem::take(&mut self.changed);
-        for (id, relay) in &mut self.relays {
+        for (id, relay) in &mut self.known {
             let offer = relay.offer(*id, survey);
             if differs(offer.udp, relay.told.udp) || differs(offer.tls, relay.told.tls) {
                 relay.told = offer;
@@ -637,7 +637,7 @@ impl Relays {
 
     /// The relays that paths may use.
     pub fn offered(&self) -> Vec<RelayOffer> {
-        self.relays.values().map(|relay| relay.told).collect()
+        self.known.values().map(|relay| relay.told).collect()
     }
 }
 
@@ -658,10 +658,7 @@ impl Relay {
 
     fn offer(&self, relay: RelayId, survey: &Survey) -> RelayOffer {
         let (has_udp, has_tls) = (self.description.udp_port != 0, self.description.derp_port != 0);
-        let udp = match self.draining {
-            false if has_udp => survey.reach(relay),
-            _ => Reach::Blocked,
-        };
+        let udp = if has_udp && !self.draining { survey.reach(relay) } else { Reach::Blocked };
         let tls = match self.stream {
             _ if self.draining || !has_tls => Reach::Blocked,
             Stream::Open(took) => Reach::Answers(took),

@@ -17,7 +17,7 @@ use crate::pb;
 pub const PROTOCOL: u32 = 1;
 
 /// The longest latency that is told; more is as good as nothing.
-const SLOWEST: Duration = Duration::from_secs(60);
+const SLOWEST: Duration = Duration::from_mins(1);
 
 /// Why a signal is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

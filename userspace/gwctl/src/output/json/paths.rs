@@ -49,7 +49,8 @@ pub struct Mapped {
     /// Who sees it.
     pub server: String,
     /// As what.
-    pub mapped: String,
+    #[serde(rename = "mapped")]
+    pub outside: String,
     /// Round-trip time.
     pub latency_ms: Option<f64>,
 }
@@ -80,7 +81,7 @@ impl From<&local::NetcheckResponse> for Netcheck {
         let mapped = found.mapped.iter().map(|mapped| Mapped {
             local: mapped.local.clone(),
             server: mapped.server.clone(),
-            mapped: mapped.mapped.clone(),
+            outside: mapped.mapped.clone(),
             latency_ms: known(mapped.latency_ms),
         });
         let relays = found.relays.iter().map(|relay| Relay {
