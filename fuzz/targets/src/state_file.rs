@@ -2,14 +2,14 @@
 
 use ghostwire_client::session::map::NetworkMap;
 use ghostwire_client::store::sealed::{Kind, open, seal};
-use ghostwire_client::store::{Identity, Settings};
+use ghostwire_client::store::{Acquaintance, Identity, Settings};
 use ghostwire_proto::v1;
 use prost::Message as _;
 
 /// A file, or the content of one. True if it is a file or can be the content of one.
 pub fn run(data: &[u8]) -> bool {
     let mut understood = false;
-    for kind in [Kind::Identity, Kind::Settings, Kind::Map] {
+    for kind in [Kind::Identity, Kind::Settings, Kind::Map, Kind::Peers] {
         if let Ok(payload) = open(kind, data) {
             assert_eq!(seal(kind, payload), data, "two files with one content");
             understood |= content(kind, payload);
@@ -32,6 +32,11 @@ fn content(kind: Kind, payload: &[u8]) -> bool {
         Kind::Settings => serde_json::from_slice::<Settings>(payload).is_ok_and(|settings| {
             let again = serde_json::to_vec(&settings).and_then(|text| serde_json::from_slice(&text));
             assert_eq!(again.ok(), Some(settings));
+            true
+        }),
+        Kind::Peers => serde_json::from_slice::<Vec<Acquaintance>>(payload).is_ok_and(|peers| {
+            let again = serde_json::to_vec(&peers).and_then(|text| serde_json::from_slice(&text));
+            assert_eq!(again.ok(), Some(peers));
             true
         }),
         Kind::Map => {

@@ -2,6 +2,7 @@
 //! they say. No step of the loop waits for the network, the disk or the kernel.
 
 mod acl;
+mod acquaintances;
 mod inspection;
 mod portmap;
 mod quic;
@@ -80,6 +81,7 @@ enum Happening {
     Applied(Report, Option<Device>, Option<String>),
     TornDown(Result<(), PlaneError>),
     Saved(Result<(), StoreError>),
+    Kept(Result<(), StoreError>),
     Observed(Vec<PresentPeer>),
     Inspected(Result<Inspection, PlaneError>),
     Enrolled(Box<up::Enrolled>),
@@ -109,6 +111,9 @@ pub struct Daemon {
     relays: Vec<pb::Relay>,
     /// Signals of peers that steering does not know yet.
     early: BTreeMap<u64, pb::Signal>,
+    /// When what peers have told us is to be written; number of the last write.
+    keep_at: Option<Instant>,
+    kept: u64,
     /// Where paths are not steered.
     paths: BTreeMap<u64, (NodeKey, PeerPath)>,
     around: Surroundings,
@@ -190,6 +195,8 @@ impl Daemon {
             netchecks: Vec::new(),
             relays: Vec::new(),
             early: BTreeMap::new(),
+            keep_at: None,
+            kept: 0,
             paths: BTreeMap::new(),
             around: Surroundings::default(),
             device: None,
@@ -275,11 +282,13 @@ impl Daemon {
             self.inspect_if_due(now);
             self.tick_paths(now);
             self.tick_steering(now);
+            self.keep_acquaintances_if_due(now);
             if self.session.poll_timeout().is_some_and(|at| at <= now) {
                 self.input(Input::Tick);
             }
             self.advance_ups();
         }
+        self.keep_acquaintances_now();
         if !self.ending {
             tracing::info!("ending; the data plane stays as it is and is adopted by the next start");
         }
@@ -290,7 +299,7 @@ impl Daemon {
         let paths = self.paths.values().filter_map(|(_, path)| path.poll_timeout());
         let ups = self.ups.iter().map(up::Waiting::deadline);
         let steering = self.steering.as_ref().map(Steering::poll_timeout);
-        [steering, links_settle, self.session.poll_timeout(), self.next_inspection()]
+        [steering, links_settle, self.keep_at, self.session.poll_timeout(), self.next_inspection()]
             .into_iter()
             .flatten()
             .chain(paths)
@@ -403,6 +412,7 @@ impl Daemon {
     fn tear_down(&mut self) {
         self.paths.clear();
         self.give_port_back();
+        self.keep_acquaintances_now();
         self.steering = None;
         self.no_steering = None;
         self.netchecks.clear();
@@ -467,6 +477,7 @@ impl Daemon {
                 tracing::error!(%error, "the network map is not on disk");
                 self.input(Input::NotSaved { why: error.to_string() });
             }
+            Happening::Kept(kept) => self.note("peers", kept.err().map(|error| error.to_string())),
             Happening::Observed(peers) => self.on_observed(peers),
             Happening::Inspected(inspection) => self.on_inspected(inspection),
             Happening::Enrolled(enrolled) => self.on_enrolled(*enrolled),

@@ -95,6 +95,7 @@ impl Daemon {
                 self.note("quic", trouble);
                 let key = *self.identity.node_key.expose();
                 let mut steering = Steering::new(steer, own, key, quic.ok().flatten());
+                steering.ways.remember(self.acquaintances());
                 let now = Instant::now();
                 steering.ways.set_relays(now, &self.relays);
                 if self.session.is_connected() {
@@ -186,6 +187,7 @@ impl Daemon {
         let Some(steering) = &mut self.steering else { return };
         if let Err(error) = steering.on_arrived(Instant::now(), arrived) {
             tracing::error!(%error, "steering begins anew");
+            self.keep_acquaintances_now();
             self.steering = None;
             self.input(Input::Disturbed);
         }

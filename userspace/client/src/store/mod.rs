@@ -1,6 +1,6 @@
 //! The state directory: what a node remembers.
 //!
-//! Three files, each sealed ([`sealed`]), readable by its owner only, replaced whole by `rename(2)` after
+//! Four files, each sealed ([`sealed`]), readable by its owner only, replaced whole by `rename(2)` after
 //! `fsync(2)`: at every moment a file is the old one or the new one. Damage by other hands is an error that
 //! names the file; a half-read state does not exist.
 //!
@@ -9,7 +9,9 @@
 //! | `identity` | keys, the network ([`Identity`]) | the daemon refuses to start |
 //! | `settings` | what the user asked for ([`Settings`]) | the daemon refuses to start |
 //! | `map` | the last network map | the coordinator sends it again |
+//! | `peers` | our credentials for peers and their last signals ([`Acquaintance`]) | the coordinator brings new ones |
 
+pub mod acquaintance;
 pub mod identity;
 pub mod sealed;
 
@@ -17,7 +19,9 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+pub use acquaintance::Acquaintance;
 pub use identity::{Identity, Membership, Secret, Settings};
 use prost::Message as _;
 use sealed::{Damage, Kind};
@@ -95,6 +99,7 @@ fn what_then(kind: Kind) -> &'static str {
         }
         Kind::Settings => "Remove it, then say again what you want with `gwctl up`",
         Kind::Map => "The coordinator will send a new map",
+        Kind::Peers => "Peers will be found again with the coordinator's help",
     }
 }
 
@@ -104,6 +109,8 @@ pub struct Store {
     dir: PathBuf,
     /// Held, not used: the lock goes with the descriptor, however the process ends.
     _lock: File,
+    /// Number of the last write of the acquaintances.
+    acquaintances_written: Mutex<u64>,
 }
 
 impl Store {
@@ -140,7 +147,7 @@ impl Store {
         }
         // Only for the message above: a full disk must not keep the daemon from starting.
         let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
-        Ok(Self { dir: dir.to_owned(), _lock: lock })
+        Ok(Self { dir: dir.to_owned(), _lock: lock, acquaintances_written: Mutex::new(0) })
     }
 
     /// The directory.
@@ -187,15 +194,33 @@ impl Store {
         self.write(Kind::Map, &map.encode_to_vec())
     }
 
-    /// The node belongs to no network any more.
-    pub fn forget_map(&self) -> Result<(), StoreError> {
-        let path = self.path(Kind::Map);
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::Io { action: "remove", path, source })
-            }
-            _ => Ok(()),
+    /// What peers and we have told each other.
+    pub fn acquaintances(&self) -> Result<Vec<Acquaintance>, StoreError> {
+        Ok(self.load_json(Kind::Peers)?.unwrap_or_default())
+    }
+
+    /// Keeps that. Of writes at the same time the one with the highest number stays.
+    pub fn save_acquaintances(&self, number: u64, acquaintances: &[Acquaintance]) -> Result<(), StoreError> {
+        let mut written = self.acquaintances_written.lock().unwrap_or_else(PoisonError::into_inner);
+        if number <= *written {
+            return Ok(());
         }
+        self.save_json(Kind::Peers, &acquaintances)?;
+        *written = number;
+        Ok(())
+    }
+
+    /// The node belongs to no network any more: its map goes, and what it knows of peers.
+    pub fn forget_map(&self) -> Result<(), StoreError> {
+        for path in [self.path(Kind::Map), self.path(Kind::Peers)] {
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::Io { action: "remove", path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn path(&self, kind: Kind) -> PathBuf {
@@ -203,6 +228,7 @@ impl Store {
             Kind::Identity => "identity",
             Kind::Settings => "settings",
             Kind::Map => "map",
+            Kind::Peers => "peers",
         })
     }
 
@@ -304,6 +330,33 @@ mod tests {
         store.forget_map().unwrap();
         store.forget_map().unwrap();
         assert_eq!(store.map().unwrap(), None);
+    }
+
+    #[test]
+    fn acquaintances_are_kept_for_their_owner_and_damage_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let known = |id| Acquaintance {
+            id,
+            key: [7; 32],
+            fragment: "fragment".into(),
+            password: "hunter2".repeat(4),
+            signal: vec![1, 2, 3],
+        };
+        assert!(!format!("{:?}", known(1)).contains("hunter2"));
+        store.save_acquaintances(2, &[known(2)]).unwrap();
+        store.save_acquaintances(1, &[known(1)]).unwrap();
+        assert_eq!(store.acquaintances().unwrap(), [known(2)], "an older write comes late");
+        let path = dir.path().join("peers");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let error = store.acquaintances().unwrap_err().to_string();
+        assert!(error.contains("peers") && !error.contains("hunter2"), "{error}");
+        store.forget_map().unwrap();
+        assert_eq!(store.acquaintances().unwrap(), []);
     }
 
     #[test]

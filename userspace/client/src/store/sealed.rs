@@ -30,6 +30,8 @@ pub enum Kind {
     Settings = 2,
     /// The last network map.
     Map = 3,
+    /// What peers and we have told each other.
+    Peers = 4,
 }
 
 /// Why bytes are not a sealed file.

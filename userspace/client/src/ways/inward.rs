@@ -123,6 +123,7 @@ impl Ways {
                 // First the key: what the signal names may be called at once.
                 self.note_quic_key(now, from, wire);
                 self.input(now, from, Input::Signal(Box::new(signal)));
+                self.note_heard(from, wire);
             }
             Err(error) => {
                 let trouble = format!("the peer's message cannot be used: {error}");

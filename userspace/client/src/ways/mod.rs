@@ -22,6 +22,7 @@ pub mod checks;
 pub mod derp;
 pub mod explain;
 mod inward;
+mod memory;
 mod outward;
 pub mod quic;
 pub mod relays;
@@ -230,6 +231,10 @@ struct Peer {
     adopted_until: Option<Instant>,
     /// The latest signal to it; the coordinator may not have it.
     signal: Option<pb::Signal>,
+    /// What lasts of its latest signal.
+    heard: Option<pb::Signal>,
+    /// It knows our credentials from an earlier run.
+    is_known: bool,
     /// What is wrong with its signals.
     trouble: Option<String>,
 }
@@ -257,6 +262,7 @@ pub struct Ways {
     candidates: Vec<LocalCandidate>,
     /// Peers to come that the kernel has a path for.
     adopted: BTreeMap<u64, Instant>,
+    memory: memory::Memory,
     rng: StdRng,
     effects: VecDeque<Effect>,
 }
@@ -283,6 +289,7 @@ impl Ways {
             nat: NatReport::default(),
             candidates: Vec::new(),
             adopted: BTreeMap::new(),
+            memory: memory::Memory::default(),
             rng,
             effects: VecDeque::new(),
         }
@@ -403,14 +410,17 @@ impl Ways {
                 self.input(now, *id, Input::PeerOnline(neighbour.online));
             }
         }
+        self.forget_strangers();
         self.settle(now);
     }
 
     fn add(&mut self, now: Instant, id: u64, key: NodeKey) {
+        let (credentials, told) = self.recall(id, key);
+        let is_known = credentials.is_some();
         let config = Config {
             controlling: self.own.as_bytes() > key.as_bytes(),
             generation: Generation(unix_ms()),
-            credentials: None,
+            credentials,
             // Needs further ports, which the edge does not open yet.
             birthday: false,
             seed: self.rng.random(),
@@ -432,12 +442,17 @@ impl Ways {
             held_tried: None,
             adopted_until: self.adopted.remove(&id),
             signal: None,
+            heard: None,
+            is_known,
             trouble: None,
         };
         self.peers.insert(id, peer);
         self.input(now, id, Input::LocalCandidates(self.candidates.clone()));
         self.input(now, id, Input::Nat(self.nat));
         self.input(now, id, Input::Relays(self.relays.offered()));
+        if let Some(told) = told {
+            self.replay(now, id, &told);
+        }
     }
 
     /// The kernel has a path for the peer that an earlier run of the daemon has left.
@@ -450,6 +465,7 @@ impl Ways {
         self.fragments.remove(&peer.machine.credentials().fragment);
         self.keys.remove(&peer.key);
         self.asked.retain(|_, (asked, _)| *asked != id);
+        self.memory.changed = true;
         // The same number may belong to another machine from now on.
         for remote in peer.admitted.keys() {
             self.effects.push_back(Effect::Dismiss { peer: id, remote: *remote });

@@ -30,6 +30,7 @@ impl Ways {
             Output::Signal(signal) => {
                 let wire = pb::Signal { quic_key: self.own_quic_key(), ..signal::to_wire(&signal) };
                 if let Some(peer) = self.peers.get_mut(&id) {
+                    self.memory.changed |= peer.signal.is_none() && !peer.is_known;
                     peer.signal = Some(wire.clone());
                 }
                 self.effects.push_back(Effect::Signal { to: id, signal: Box::new(wire) });

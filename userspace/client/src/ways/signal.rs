@@ -70,7 +70,7 @@ pub fn from_wire(signal: &pb::Signal) -> Result<Signal, SignalError> {
 }
 
 /// RFC 8839 section 5.4: letters, digits, plus and slash.
-fn credentials_from_wire(wire: &pb::Credentials) -> Result<Credentials, SignalError> {
+pub(super) fn credentials_from_wire(wire: &pb::Credentials) -> Result<Credentials, SignalError> {
     let allowed = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(&byte));
     let fits = (4..=32).contains(&wire.fragment.len()) && (22..=64).contains(&wire.password.len());
     if !fits || !allowed(&wire.fragment) || !allowed(&wire.password) {

@@ -468,3 +468,79 @@ fn a_peer_that_is_gone_leaves_nothing_behind() {
     world.settle();
     assert_eq!((world.nodes[0].told, world.nodes[0].admitted.len()), (Some((None, None)), 0));
 }
+
+/// The first node starts again with what is left of it, and nothing of the network's.
+fn restart(world: &mut World, kept: Vec<crate::store::Acquaintance>) {
+    let now = world.now;
+    let fresh = World::new(world.weather);
+    let [mut node, _] = fresh.nodes;
+    node.ways = Ways::new(now, node.key, [77; 32]);
+    node.ways.remember(kept);
+    node.ways.set_peers(now, &BTreeMap::from([(2, Neighbour { key: key(2), online: true })]));
+    node.ways.set_network(
+        now,
+        vec![Uplink { index: 2, addresses: vec![node.address] }],
+        PORT,
+        Vec::new(),
+        None,
+    );
+    world.nodes[0] = node;
+}
+
+#[test]
+fn a_node_that_starts_again_finds_a_sleeping_peer_without_the_coordinator() {
+    let mut world = World::new(Weather { streams: false, ..FAIR });
+    assert!(world.nodes[0].ways.acquaintances().is_empty(), "nobody was told anything");
+    world.send(1);
+    world.run(Duration::from_mins(10));
+    assert!(world.nodes[0].ways.take_acquaintances_changed());
+    let kept = world.nodes[0].ways.acquaintances();
+    assert!(!world.nodes[1].ways.is_active());
+    world.weather.signals = false;
+    restart(&mut world, kept.clone());
+    world.run(Duration::from_secs(5));
+    assert!(!world.nodes[0].ways.is_active(), "a signal of the past is no call");
+    assert_eq!(world.nodes[0].ways.acquaintances(), kept, "what is known stays known");
+    world.nodes[1].got.clear();
+    world.send(2);
+    world.run(Duration::from_secs(2));
+    assert!(!world.nodes[1].got.is_empty());
+    assert_eq!((world.class(0), world.class(1)), ("direct", "direct"));
+    assert!(world.nodes[1].ways.is_active(), "a call of the new life is above those of the life before");
+    // The coordinator is back: what either says now is newer than what was kept.
+    world.weather.signals = true;
+    world.nodes.iter_mut().for_each(|node| node.ways.try_now(world.now, 3 - node.id));
+    world.send(3);
+    world.run(Duration::from_secs(5));
+    let told = world.nodes[0].ways.peers[&2].signal.clone().unwrap();
+    assert_eq!(
+        world.nodes[1].ways.peers[&1].heard.as_ref().map(|heard| heard.generation),
+        Some(told.generation)
+    );
+}
+
+#[test]
+fn what_was_kept_of_another_machine_or_is_damaged_is_not_used() {
+    let mut world = World::new(FAIR);
+    world.send(1);
+    world.run(Duration::from_secs(2));
+    let kept = world.nodes[0].ways.acquaintances().remove(0);
+    let damaged = [
+        {
+            let mut other = kept.clone();
+            other.key = [9; 32];
+            other
+        },
+        {
+            let mut cut = kept.clone();
+            (cut.password, cut.signal) = ("short".to_owned(), vec![0xff; 9]);
+            cut
+        },
+    ];
+    for bad in damaged {
+        restart(&mut world, vec![bad]);
+        let peer = &world.nodes[0].ways.peers[&2];
+        assert_ne!(peer.machine.credentials().fragment, kept.fragment);
+        assert!(peer.machine.peer_credentials().is_none() && !peer.is_known);
+    }
+}

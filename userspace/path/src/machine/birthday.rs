@@ -80,7 +80,7 @@ impl PathMachine {
         if early || !self.can_guess() || self.birthday.is_running() {
             return;
         }
-        self.attempt.number = self.attempt.number.saturating_add(1);
+        self.attempt.number = self.attempt.number.max(self.called_before).saturating_add(1);
         self.attempt.birthday = true;
         self.telling.due = true;
         self.begin_birthday(now);

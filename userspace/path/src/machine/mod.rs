@@ -90,6 +90,8 @@ pub struct PathMachine {
     pub(crate) steer: Steer,
     pub(crate) activity: Activity,
     attempt: Attempt,
+    /// Calls have higher numbers than this: those of a life before that the peer has heeded.
+    called_before: u32,
     /// The peer's latest attempt that was heeded.
     heeded: (Generation, u32),
     telling: Telling,
@@ -111,6 +113,12 @@ impl PathMachine {
     /// A peer of which nothing is known and to which nothing has been sent: it sleeps.
     pub fn new(config: Config) -> Self {
         let mut rng = StdRng::from_seed(config.seed);
+        // A peer that cannot be told of this life compares our calls with those of the life before. There are fewer than
+        // one in a second, so that the seconds since 1970 are above them all.
+        let called_before = match &config.credentials {
+            Some(_) => u32::try_from(config.generation.0 / 1_000).unwrap_or_default(),
+            None => 0,
+        };
         let credentials = config.credentials.unwrap_or_else(|| Credentials::generate(&mut rng));
         Self {
             controlling: config.controlling,
@@ -126,6 +134,7 @@ impl PathMachine {
             steer: Steer::Automatic,
             activity: Activity::default(),
             attempt: Attempt::default(),
+            called_before,
             heeded: (Generation::default(), 0),
             telling: Telling { due: true, ..Telling::default() },
             paths: Vec::new(),

@@ -138,7 +138,7 @@ impl PathMachine {
         self.rounds.started = Some(now);
         // Who is awake only because the peer asked does not ask back, or two idle sides would keep each other up.
         if announce && self.has_traffic(now) {
-            self.attempt.number = self.attempt.number.saturating_add(1);
+            self.attempt.number = self.attempt.number.max(self.called_before).saturating_add(1);
             self.attempt.birthday = false;
             self.telling.due = true;
         }
