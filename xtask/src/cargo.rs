@@ -29,8 +29,12 @@ fn describes_a_package(variable: &str) -> bool {
 }
 
 /// What a user runs, as (package, binary).
-pub(crate) const BINARIES: [(&str, &str); 3] =
-    [("ghostwire-server", "ghostwire-server"), ("ghostwire-client", "ghostwire-client"), ("gwctl", "gwctl")];
+pub(crate) const BINARIES: [(&str, &str); 4] = [
+    ("ghostwire-server", "ghostwire-server"),
+    ("ghostwire-client", "ghostwire-client"),
+    ("ghostwire-relay", "ghostwire-relay"),
+    ("gwctl", "gwctl"),
+];
 
 /// An executable that cargo built.
 #[derive(Clone, Debug, PartialEq, Eq)]

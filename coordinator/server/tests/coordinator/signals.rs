@@ -123,7 +123,7 @@ async fn the_latest_of_each_peer_waits_for_who_is_away() {
     let join_key = admin.reusable("alice@example.com").await;
     let machine = Machine::new("away");
     let away = machine.join(&join_key).await;
-    let (receiver, hello) = (id(&away), away.hello());
+    let (receiver, hello, known) = (id(&away), away.hello(), away.known.clone());
     let mut one = Machine::new("one").join(&join_key).await;
     let mut two = Machine::new("two").join(&join_key).await;
     drop(away);
@@ -141,6 +141,7 @@ async fn the_latest_of_each_peer_waits_for_who_is_away() {
     assert_eq!(one.next_signal().await.0, id(&two));
     for _ in 0..2 {
         let mut back = machine.connect_from(&join_key, hello.clone()).await.unwrap();
+        back.known = known.clone();
         let mut got = vec![back.next_signal().await, back.next_signal().await];
         got.sort_by_key(|(from, _)| *from);
         let mut wanted = vec![(id(&one), signal(5)), (id(&two), signal(9))];

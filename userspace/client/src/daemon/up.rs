@@ -16,6 +16,8 @@ use crate::{local, pb};
 
 /// A node that has no map gives up waiting for its coordinator after this.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// And one that has, waiting for its kernel, which has to verify the programs.
+const SETUP_PATIENCE: Duration = Duration::from_mins(5);
 
 /// Somebody who waits for the node to run.
 #[derive(Debug)]
@@ -44,11 +46,14 @@ impl Waiting {
         let _ = self.progress.try_send(Err(error));
     }
 
-    fn tell(&mut self, id: &'static str, step: String) {
-        if !self.told.contains(&id) {
+    /// Tells of a step once. `true`: it is new.
+    fn tell(&mut self, id: &'static str, step: String) -> bool {
+        let new = !self.told.contains(&id);
+        if new {
             self.told.push(id);
             let _ = self.progress.try_send(Ok(local::UpProgress { step, done: false, status: None }));
         }
+        new
     }
 }
 
@@ -221,7 +226,9 @@ impl Daemon {
                     waiting.tell("connecting", format!("Connecting to {}", coordinators.join(", ")));
                 }
                 State::Running | State::Offline => {
-                    waiting.tell("interface", format!("Setting up {interface} and the policy"));
+                    if waiting.tell("interface", format!("Setting up {interface} and the policy")) {
+                        waiting.deadline = now + SETUP_PATIENCE;
+                    }
                 }
                 State::Removed | State::Stopped => {
                     waiting.fail(RequestError::Refused(detail.clone()));
@@ -236,10 +243,16 @@ impl Daemon {
                     let _ = progress.send(Ok(done)).await;
                 });
             } else if waiting.deadline <= now || waiting.progress.is_closed() {
-                waiting.fail(RequestError::Unreachable(format!(
-                    "no network map after {} s: {detail}; the daemon keeps trying, see `gwctl status`",
-                    PATIENCE.as_secs()
-                )));
+                waiting.fail(RequestError::Unreachable(match state {
+                    State::Running | State::Offline => format!(
+                        "{interface} is not set up after {} s; the daemon keeps trying, see `gwctl status`",
+                        SETUP_PATIENCE.as_secs()
+                    ),
+                    _ => format!(
+                        "no network map after {} s: {detail}; the daemon keeps trying, see `gwctl status`",
+                        PATIENCE.as_secs()
+                    ),
+                }));
             } else {
                 self.ups.push(waiting);
             }

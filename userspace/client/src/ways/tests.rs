@@ -39,7 +39,7 @@ struct World {
     now: Instant,
     nodes: [Node; 2],
     weather: Weather,
-    /// So many of WireGuard's packets are lost in streams from now on.
+    /// So many packets are lost in streams from now on.
     lost: u32,
 }
 
@@ -142,7 +142,7 @@ impl World {
             }
             Effect::Stream { relay, to, bytes } => {
                 assert_eq!((relay, to), (RelayId(7), other.key));
-                if self.lost > 0 && bytes.starts_with(&[1, 0, 0, 0]) {
+                if self.lost > 0 {
                     self.lost -= 1;
                 } else if self.weather.streams {
                     other.ways.stream_packet(now, relay, key, bytes);
@@ -254,22 +254,15 @@ fn the_first_packet_is_kept_and_arrives_and_both_get_a_direct_path() {
 
 #[test]
 fn what_goes_by_a_way_that_is_not_proven_is_repeated() {
-    let mut world = World::new(Weather { direct: false, signals: false, ..FAIR });
-    world.lost = 2;
+    let mut world = World::new(Weather { direct: false, ..FAIR });
+    world.lost = 4;
     world.send(1);
     world.send(2);
-    assert_eq!((world.lost, world.nodes[0].told), (0, None), "both went, on hope");
-    world.weather.signals = true;
-    for (to, signal) in
-        world.nodes[0].ways.signals().map(|(to, signal)| (to, signal.clone())).collect::<Vec<_>>()
-    {
-        assert_eq!(to, 2);
-        let now = world.now;
-        world.nodes[1].ways.signal(now, 1, &signal);
-    }
-    world.run(Duration::from_secs(1));
+    assert_eq!(world.nodes[0].told, None, "both went, on hope");
+    assert!(world.nodes[1].got.is_empty());
+    world.run(Duration::from_secs(2));
     let got: Vec<u8> = world.nodes[1].got.iter().filter_map(|(bytes, _)| bytes.last().copied()).collect();
-    assert_eq!(got, [1, 2]);
+    assert!(got.contains(&1) && got.contains(&2), "{got:?}");
     assert!(world.nodes[0].told.is_some());
 }
 

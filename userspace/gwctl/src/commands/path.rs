@@ -234,11 +234,11 @@ mod tests {
             meaning: vec!["It means something.".to_owned()],
             ..NetcheckResponse::default()
         };
-        let expected = "\
-  UDP           passes
+        let expected = "  UDP           passes
   NAT           a new port for every destination
   IPv4          yes
   IPv6          no
+  QUIC          off
   addresses     192.168.1.2:51820
   seen as       198.51.100.7:1  198.51.100.7:2
   port mapping  none
