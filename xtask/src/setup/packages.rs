@@ -76,7 +76,6 @@ pub(super) const NETWORK: &[Package] = &[
     program("tcpdump", "tcpdump"),
     program("bpftool", "bpftool"),
     program("procps", "sysctl"),
-    program("ethtool", "ethtool"),
     program("util-linux", "nsenter"),
     program("python3-minimal", "python3"),
 ];
