@@ -25,7 +25,7 @@ pub(crate) use machine::{Event, Machine, Report};
 /// host, but most of what a test waits for is not computing.
 pub(crate) const TIME_FACTOR: u32 = 8;
 /// A test program that takes longer in a machine hangs.
-const TEST_LIMIT: Duration = Duration::from_mins(25);
+const TEST_LIMIT: Duration = Duration::from_mins(40);
 /// Where test programs lie in a machine.
 const PROGRAMS: &str = "/gw/bin";
 
