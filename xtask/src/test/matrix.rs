@@ -27,7 +27,7 @@ const HOST_ONLY: [&str; 2] = ["paths", "quic"];
 /// the middle one; it loads and uses the same programs in the mesh and the grid.
 const NOT_ON_NEWEST: &str = "steer";
 /// For the boot and all tests of one machine.
-const TIMEOUT: Duration = Duration::from_mins(60);
+const TIMEOUT: Duration = Duration::from_hours(1);
 /// Emulation gains little from a machine's second CPU: two machines keep two cores busy.
 const AT_ONCE: usize = 2;
 
