@@ -2,5 +2,6 @@
 //! JSON.
 
 pub mod acl;
+mod instruction;
 pub mod policy;
 pub mod relay;

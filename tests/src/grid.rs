@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::mesh::{Mesh, NewNode, Node, Owner, json, text};
+use crate::mesh::{Mesh, NewNode, Node, Owner, text};
 use crate::nat::Network;
+use crate::pair::{self, OPEN};
 use crate::process::{check_in, run_in, tail};
 use crate::wait::{patience, time_factor};
 
 const USER: &str = "dora@company.com";
-const POLICY: &str = r#"{ "acls": [{ "action": "accept", "src": ["*"], "dst": ["*:*"] }] }"#;
 /// The best first.
 const CLASSES: [&str; 4] = ["direct", "quic", "relay-udp", "relay-tls"];
 
@@ -56,7 +56,7 @@ impl Grid {
     ) -> Result<Self> {
         let mut mesh = Mesh::start()?;
         mesh.create_user(USER)?;
-        mesh.set_policy(POLICY)?;
+        mesh.set_policy(OPEN)?;
         let named = |side| networks.iter().map(move |network| (name(*network, side), *network));
         let second = (nodes == Nodes::TwoInEach).then(|| named('b')).into_iter().flatten();
         let wanted: Vec<NewNode<'_>> = named('a')
@@ -116,7 +116,7 @@ pub fn measure(a: &Node, b: &Node, best: &str) -> Result<Cell> {
     let first = began.elapsed();
     loop {
         let asked = began.elapsed();
-        let why = json(&a.gwctl(&["--json", "why", b.name()])?)?;
+        let why = pair::why(a, b)?;
         let class = text(&why, "path_class")?;
         if rank(&class) <= rank(best) || began.elapsed() > patience(30) {
             let since = why.get("in_use_s").and_then(Value::as_f64).unwrap_or_default();

@@ -6,6 +6,7 @@
 //! - [`nat`]: what can be between a host and that internet.
 //! - [`mesh`]: a coordinator and nodes on the hosts of a lab, driven through `gwctl` as a user would.
 //! - [`grid`]: every pair of kinds of network: the path that is reached, and how soon.
+//! - [`pair`]: two nodes in networks of their own.
 //! - [`relay`]: a relay on a host of the lab.
 //! - [`switching`]: what a change of path costs.
 //! - [`traffic`]: numbered UDP streams, TCP conversations and probes, whose losses are counted exactly.
@@ -19,6 +20,7 @@ pub mod lab;
 pub mod mesh;
 pub mod nat;
 pub mod netns;
+pub mod pair;
 pub mod process;
 pub mod relay;
 pub mod switching;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::mesh::{Node, json, text};
+use crate::mesh::{Node, text};
+use crate::pair;
 use crate::process::{check_in, run_in};
 use crate::traffic::{NumberedStream, StreamReport};
 use crate::wait::{patience, until};
@@ -19,7 +20,7 @@ const SIZE: usize = 200;
 pub fn until_class(from: &Node, to: &Node, class: &str) -> Result<()> {
     until(&format!("{} to reach {} by {class}", from.name(), to.name()), patience(30), || {
         run_in(&from.host.netns, "ping", &["-c", "1", "-W", "1", &to.v4.to_string()])?;
-        let why = json(&from.gwctl(&["--json", "why", to.name()])?)?;
+        let why = pair::why(from, to)?;
         let is = text(&why, "path_class")?;
         ensure!(is == class, "it is {is}");
         Ok(())

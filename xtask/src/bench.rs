@@ -52,16 +52,8 @@ fn build(name: &str) -> Result<PathBuf> {
         let [program] = cargo::build_binaries([bench], true)?;
         return Ok(program);
     }
-    let [program, ..] = cargo::build_binaries(
-        [
-            bench,
-            ("ghostwire-server", "ghostwire-server"),
-            ("ghostwire-client", "ghostwire-client"),
-            ("ghostwire-relay", "ghostwire-relay"),
-            ("gwctl", "gwctl"),
-        ],
-        true,
-    )?;
+    let [server, client, relay, gwctl] = cargo::BINARIES;
+    let [program, ..] = cargo::build_binaries([bench, server, client, relay, gwctl], true)?;
     Ok(program)
 }
 

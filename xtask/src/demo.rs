@@ -15,13 +15,10 @@ use crate::vm::{self, Content, Event, Job, Machine, exit_code};
 use crate::workspace;
 
 /// The program that shows everything (first), and what it starts.
-const BINARIES: [(&str, &str); 5] = [
-    ("ghostwire-tests", "ghostwire-demo"),
-    ("ghostwire-server", "ghostwire-server"),
-    ("ghostwire-client", "ghostwire-client"),
-    ("ghostwire-relay", "ghostwire-relay"),
-    ("gwctl", "gwctl"),
-];
+const BINARIES: [(&str, &str); 5] = {
+    let [server, client, relay, gwctl] = cargo::BINARIES;
+    [("ghostwire-tests", "ghostwire-demo"), server, client, relay, gwctl]
+};
 const GUEST_DIRECTORY: &str = "/gw/bin";
 const TIMEOUT: Duration = Duration::from_mins(20);
 

@@ -7,6 +7,10 @@ use anyhow::Result;
 use ghostwire_ebpf_abi::image::{self, header};
 
 use super::bpf;
+use crate::instruction::{
+    ADD, ADD_IMMEDIATE, CALL, EXIT, JUMP_IF_ABOVE, JUMP_IF_ZERO, LOAD_ADDRESS, LOAD_U32, LOAD_U64, MOVE,
+    MOVE_IMMEDIATE, STORE_IMMEDIATE_U32, STORE_U64, instruction,
+};
 
 /// What the steps are, in the order of [`load`].
 pub const STEPS: [&str; 5] = [
@@ -36,29 +40,7 @@ pub fn load(maps: &Path) -> Result<Vec<OwnedFd>> {
 /// Words that a verdict needs, each in a cache line of its own: classes of a peer and of a port, and some bits.
 const JUDGED: [u32; 3] = [image::REMOTE4 + 2_500, image::UDP + 5_300, image::MATRICES + 500];
 
-/// One instruction, as `linux/bpf.h` has it.
-const fn instruction(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> u64 {
-    code as u64
-        | (dst as u64) << 8
-        | (src as u64) << 12
-        | (offset.cast_unsigned() as u64) << 16
-        | (immediate.cast_unsigned() as u64) << 32
-}
-
-const LOAD_U32: u8 = 0x61;
-const LOAD_U64: u8 = 0x79;
-const STORE_U64: u8 = 0x7b;
-const STORE_IMMEDIATE_U32: u8 = 0x62;
-const LOAD_ADDRESS: u8 = 0x18;
 const PSEUDO_MAP: u8 = 1;
-const MOVE: u8 = 0xbf;
-const MOVE_IMMEDIATE: u8 = 0xb7;
-const ADD: u8 = 0x0f;
-const ADD_IMMEDIATE: u8 = 0x07;
-const JUMP_IF_ZERO: u8 = 0x15;
-const JUMP_IF_ABOVE: u8 = 0x2d;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
 const MAP_LOOKUP: i32 = 1;
 const FRAME: u8 = 10;
 

@@ -8,6 +8,11 @@ use std::ptr;
 use anyhow::{Context as _, Result, ensure};
 
 use super::lab::RELAY_IP;
+use crate::instruction::{
+    ADD, ADD_IMMEDIATE, EXIT, JUMP_IF_LESS_IMMEDIATE, JUMP_IF_NOT_GREATER, LOAD_ADDRESS, LOAD_U16, LOAD_U32,
+    LOAD_U64, MOVE, MOVE_IMMEDIATE, SHIFT_LEFT_IMMEDIATE, SHIFT_RIGHT_IMMEDIATE, STORE_IMMEDIATE_U16,
+    STORE_IMMEDIATE_U32, STORE_U16, STORE_U32, STORE_U64, instruction,
+};
 
 const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP: libc::c_long = 1;
@@ -99,34 +104,6 @@ impl Memory {
         Ok(u64::from_ne_bytes(word))
     }
 }
-
-/// One instruction, as `linux/bpf.h` has it.
-const fn instruction(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> u64 {
-    code as u64
-        | (dst as u64) << 8
-        | (src as u64) << 12
-        | (offset.cast_unsigned() as u64) << 16
-        | (immediate.cast_unsigned() as u64) << 32
-}
-
-const LOAD_U16: u8 = 0x69;
-const LOAD_U32: u8 = 0x61;
-const LOAD_U64: u8 = 0x79;
-const STORE_U16: u8 = 0x6b;
-const STORE_U32: u8 = 0x63;
-const STORE_U64: u8 = 0x7b;
-const STORE_IMMEDIATE_U16: u8 = 0x6a;
-const STORE_IMMEDIATE_U32: u8 = 0x62;
-const MOVE: u8 = 0xbf;
-const MOVE_IMMEDIATE: u8 = 0xb7;
-const ADD: u8 = 0x0f;
-const ADD_IMMEDIATE: u8 = 0x07;
-const SHIFT_LEFT_IMMEDIATE: u8 = 0x67;
-const SHIFT_RIGHT_IMMEDIATE: u8 = 0x77;
-const JUMP_IF_LESS_IMMEDIATE: u8 = 0xa5;
-const JUMP_IF_NOT_GREATER: u8 = 0xbd;
-const LOAD_ADDRESS: u8 = 0x18;
-const EXIT: u8 = 0x95;
 
 /// Address of a map's value, in two instructions.
 fn value_address(register: u8, map: &Memory) -> [u64; 2] {

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ghostwire_tests::mesh::{Mesh, Node, Owner, json, text};
+use ghostwire_tests::mesh::{Mesh, Node, Owner, text};
 use ghostwire_tests::nat::Network;
 use ghostwire_tests::netns::Netns;
+use ghostwire_tests::pair::why;
 use ghostwire_tests::process::check_in;
 use ghostwire_tests::relay::Relay;
 use ghostwire_tests::traffic::{Conversation, EchoServer, NumberedStream};
 use ghostwire_tests::wait::{patience, time_factor, until};
-use serde_json::Value;
 
 use crate::narrator::Narrator;
 use crate::story::{TLS, WEB, iperf3};
@@ -42,14 +42,10 @@ fn relay(narrator: &mut Narrator, mesh: &mut Mesh) -> Result<Relay> {
     Ok(relay)
 }
 
-fn way(from: &Node, to: &str) -> Result<Value> {
-    json(&from.gwctl(&["--json", "why", to])?)
-}
-
 fn until_class(from: &Node, to: &Node, class: &str) -> Result<Duration> {
     let began = Instant::now();
     until(&format!("{} to reach {} by {class}", from.name(), to.name()), patience(30), || {
-        let is = text(&way(from, to.name())?, "path_class")?;
+        let is = text(&why(from, to)?, "path_class")?;
         anyhow::ensure!(is == class, "it is {is}");
         Ok(began.elapsed())
     })
@@ -68,7 +64,7 @@ fn meeting(narrator: &mut Narrator, mesh: &Mesh) -> Result<()> {
         Ok(())
     })?;
     narrator.seen(format!("home → branch: the first packet arrived after {:.1?}", began.elapsed()));
-    narrator.say(&format!("It took this way: {}", text(&way(home, "branch")?, "path")?));
+    narrator.say(&format!("It took this way: {}", text(&why(home, branch)?, "path")?));
     until_class(home, branch, "direct")?;
     until_class(branch, home, "direct")?;
     narrator.seen(format!("both ways are direct after {:.1?}", began.elapsed()));
@@ -129,7 +125,7 @@ fn obstacles(narrator: &mut Narrator, mesh: &Mesh) -> Result<()> {
             format!("the TCP connection goes on by {way_called} ({:.1} s later)", took.as_secs_f64()),
             alive,
         )?;
-        narrator.say(&text(&way(home, "branch")?, "path")?);
+        narrator.say(&text(&why(home, branch)?, "path")?);
     }
     tcp.stop().map(drop)
 }

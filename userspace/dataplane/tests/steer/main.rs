@@ -12,6 +12,8 @@ mod budget;
 mod carriers;
 mod changes;
 mod controller;
+#[path = "../helper/mod.rs"]
+mod helper;
 mod lab;
 mod lifecycle;
 mod mixed;
@@ -24,25 +26,9 @@ mod switches;
 mod throughput;
 mod units;
 
-use std::path::Path;
-
-use ghostwire_dataplane::wireguard::{SUBCOMMAND, run_userspace};
-
-/// The argument after `mark`, if this program was started by one of its own tests.
-fn argument_after(mark: &str) -> Option<String> {
-    std::env::args().skip_while(|argument| argument != mark).nth(1)
-}
-
 #[test]
 fn helper_process() {
-    let (Some(name), Some(dir)) = (argument_after(SUBCOMMAND), argument_after("--uapi-dir")) else {
-        return;
-    };
-    if let Err(error) = run_userspace(&name.parse().unwrap(), Path::new(&dir)) {
-        eprintln!("{error}");
-        std::process::exit(1);
-    }
-    std::process::exit(0);
+    helper::become_wireguard();
 }
 
 #[test]

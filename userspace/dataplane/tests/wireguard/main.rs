@@ -8,6 +8,8 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of a test fail like the test")]
 
+#[path = "../helper/mod.rs"]
+mod helper;
 #[path = "../netns/mod.rs"]
 mod netns;
 
@@ -19,30 +21,18 @@ mod tunnel;
 
 use std::path::Path;
 
-use ghostwire_dataplane::wireguard::{Choice, Device, Opened, SUBCOMMAND, run_userspace};
+use ghostwire_dataplane::wireguard::{Choice, Device, Opened};
 
 use crate::lab::options;
 
-/// The argument after `mark`, if this program was started by one of its own tests.
-fn argument_after(mark: &str) -> Option<String> {
-    std::env::args().skip_while(|argument| argument != mark).nth(1)
-}
-
 #[test]
 fn helper_process() {
-    let (Some(name), Some(dir)) = (argument_after(SUBCOMMAND), argument_after("--uapi-dir")) else {
-        return;
-    };
-    if let Err(error) = run_userspace(&name.parse().unwrap(), Path::new(&dir)) {
-        eprintln!("{error}");
-        std::process::exit(1);
-    }
-    std::process::exit(0);
+    helper::become_wireguard();
 }
 
 #[test]
 fn daemon_process() {
-    let Some(dir) = argument_after("daemon-of") else { return };
+    let Some(dir) = helper::argument_after("daemon-of") else { return };
     let (_device, opened) = Device::open(&options(Path::new(&dir), Choice::Userspace)).unwrap();
     assert_eq!(opened, Opened::Created);
     std::fs::write(Path::new(&dir).join("daemon-is-ready"), "").unwrap();
